@@ -1,0 +1,1 @@
+"""Comparisons of medge with what a user would otherwise run, one question a file."""

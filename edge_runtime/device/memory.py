@@ -1,0 +1,77 @@
+"""What is used and what is left. The only place that reads /proc and cgroup files for memory.
+
+None means that this system does not tell; it is never replaced by zero.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def pss_bytes(pid: int | None = None) -> int | None:
+    """Proportional set size of a process in bytes: its own pages, and its share of common ones."""
+    try:
+        text = Path(f"/proc/{pid or os.getpid()}/smaps_rollup").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def available_bytes() -> int:
+    """What can still be allocated: free and reclaimable memory, and no more than a cgroup allows."""
+    free = psutil.virtual_memory().available
+    limits = [left for left in (_cgroup2_left(), _cgroup1_left()) if left is not None]
+    return max(0, min([free, *limits]))
+
+
+def total_bytes() -> int:
+    return int(psutil.virtual_memory().total)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _cgroup2_left() -> int | None:
+    try:
+        entry = next(
+            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
+        )
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup") / entry[3:].lstrip("/")
+    left = None
+    # A parent's limit binds too.
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to("/sys/fs/cgroup"):
+            break
+        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+        if limit is not None and used is not None:
+            left = limit - used if left is None else min(left, limit - used)
+    return left
+
+
+def _cgroup1_left() -> int | None:
+    folder = Path("/sys/fs/cgroup/memory")
+    limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+    return None if limit is None or used is None else limit - used

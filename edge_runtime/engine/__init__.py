@@ -1,0 +1,1 @@
+"""Tokens in, tokens out: continuous batching over llama.cpp."""

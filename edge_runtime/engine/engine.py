@@ -1,0 +1,648 @@
+"""The loop: admit, plan, decode, absorb. Token lists in, events out.
+
+It knows nothing of HTTP, chat forms or processes. One thread calls `step`; `submit`, `cancel` and
+`forget` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ..device.governor import ThreadGovernor
+from ..device.memory import peak_bytes
+from ..errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    DecodeFailed,
+    EngineClosed,
+    InvalidRequest,
+    MedgeError,
+    QueueFull,
+)
+from .llama import N_EXTRA_OUTPUTS, Chunk, Model, ModelConfig, Sampler
+from .prefix import MIN_SHARED, PrefixStore, common_length
+from .request import (
+    Delta,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    Request,
+    Timing,
+    TokenLogprob,
+)
+from .scheduler import Scheduler, Work
+from .text import TextStream
+
+# Sequences that keep shared beginnings. Each costs a row of logits; the tokens are counted apart.
+N_KEPT = 4
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to run a model.
+
+    Attributes:
+        path: a GGUF file that `models/gguf.py` has checked.
+        n_slots: how many requests are answered at once.
+        n_ctx: tokens a slot, prompt and answer together.
+        n_threads: at most this many; fewer while other programs use the cores.
+        kv: type of the KV memory, "f16" or "q8_0".
+        max_waiting: requests without a slot before `submit` refuses.
+        step_limit_s: how long answering slots may wait while prompts are read.
+        prefix_tokens: KV memory for shared beginnings, beyond that of the slots.
+        n_batch: tokens in one step at most.
+    """
+
+    path: Path
+    n_slots: int = 4
+    n_ctx: int = 2048
+    n_threads: int = 2
+    kv: str = "f16"
+    flash_attention: bool = True
+    n_gpu_layers: int = -1
+    max_waiting: int = 64
+    step_limit_s: float = 0.1
+    prefix_tokens: int = 1024
+    n_batch: int = 256
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens of KV memory: the worst case of all slots, and the shared beginnings."""
+        return -(-(self.n_slots * self.n_ctx + self.prefix_tokens) // 256) * 256
+
+
+@dataclass
+class Slot:
+    """One sequence, and the request that it answers, if any.
+
+    `tokens` are the prompt and what was generated; the first `n_decoded` of them are in KV memory. They
+    stay there after the answer, for a next request that begins with them.
+    """
+
+    sequence: int
+    tokens: list[int] = field(default_factory=list)
+    n_decoded: int = 0
+    conversation: str | None = None
+    last_used: float = 0.0
+    job: Job | None = None
+
+    @property
+    def resident(self) -> list[int]:
+        return self.tokens[: self.n_decoded]
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_decoded
+
+
+@dataclass
+class Job:
+    """What is known of a request between submission and its last event."""
+
+    request: Request
+    arrival: int
+    submitted: float
+    started: float = 0.0
+    n_cached: int = 0
+    sampler: Sampler | None = None
+    text: TextStream = field(default_factory=TextStream)
+    token_times: list[float] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.token_times)
+
+    @property
+    def answering(self) -> bool:
+        return bool(self.token_times)
+
+    @property
+    def deadline(self) -> float | None:
+        limit = self.request.deadline_s
+        return None if limit is None else self.submitted + limit
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """What a slot is doing, for people to look at."""
+
+    state: Literal["idle", "reading", "answering"]
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The engine at one moment. Counts are since it was opened."""
+
+    slots: tuple[SlotState, ...]
+    n_waiting: int
+    n_threads: int
+    n_generated: int
+    n_prompt: int
+    n_cached: int
+    n_prefix_tokens: int
+    n_steps: int
+
+
+class Engine:
+    """Answers many requests at once with one model.
+
+    >>> with Engine.open(EngineConfig(path)) as engine:
+    ...     tokens = engine.model.tokenize("Fever in an infant", special=False, add_bos=True)
+    ...     for event in engine.generate(Request("1", tokens, max_tokens=40)):
+    ...         print(event)
+    """
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        self.model = model
+        self.config = config
+        self._closing = ExitStack()
+        self._closing.callback(model.close)
+        self._scheduler = Scheduler(config.n_batch, config.step_limit_s)
+        self._slots = [Slot(i) for i in range(config.n_slots)]
+        self._prefixes = PrefixStore(
+            range(config.n_slots, config.n_slots + N_KEPT) if model.can_share else (),
+            config.prefix_tokens,
+            model.copy,
+            model.clear,
+        )
+        self._governor = ThreadGovernor(config.n_threads)
+        self._n_threads = config.n_threads
+        self._lock = threading.Lock()  # guards the five below
+        self._waiting: deque[Job] = deque()
+        self._cancelled: set[str] = set()
+        self._forgotten: set[str] = set()
+        self._alive: set[str] = set()
+        self._closed = False
+        self._wake = threading.Event()
+        self._n_arrived = 0
+        self._events: list[Event] = []
+        self._totals = {"generated": 0, "prompt": 0, "cached": 0, "steps": 0}
+
+    @classmethod
+    def open(
+        cls, config: EngineConfig, on_progress: Callable[[float], None] | None = None
+    ) -> Engine:
+        """Load the model and reserve all memory.
+
+        Args:
+            config: see `EngineConfig`.
+            on_progress: called with the loaded share of the weights, 0 to 1.
+
+        Raises:
+            InvalidModel: llama.cpp refuses the file or the settings.
+        """
+        model = Model(
+            ModelConfig(
+                path=config.path,
+                n_sequences=config.n_slots + N_KEPT,
+                n_cells=config.n_cells,
+                n_batch=config.n_batch,
+                n_threads=config.n_threads,
+                kv=config.kv,
+                flash_attention=config.flash_attention,
+                n_gpu_layers=config.n_gpu_layers,
+            ),
+            on_progress,
+        )
+        return cls(model, config)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- from any thread
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            ContextLengthExceeded: the prompt leaves no room for an answer.
+            InvalidRequest: an empty prompt, a token id out of range, or an id that is alive.
+            QueueFull: `max_waiting` requests are waiting already.
+            EngineClosed: after `close`.
+        """
+        self._check(request)
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("The engine is closed; start it again.")
+            if request.id in self._alive:
+                raise InvalidRequest(f"A request with id {request.id!r} is running; use another.")
+            if len(self._waiting) >= self.config.max_waiting:
+                raise QueueFull(
+                    f"{len(self._waiting)} requests are waiting, which is the limit; try again later.",
+                    retry_after_s=1.0,
+                )
+            self._n_arrived += 1
+            self._alive.add(request.id)
+            self._waiting.append(Job(request, self._n_arrived, time.monotonic()))
+        self._wake.set()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at the next step, with `Failed(Cancelled)`. Unknown ids are of no effect."""
+        with self._lock:
+            if request_id in self._alive:
+                self._cancelled.add(request_id)
+        self._wake.set()
+
+    def forget(self, conversation: str) -> None:
+        """Clear what the slots hold of a conversation, at the next step that finds it idle."""
+        with self._lock:
+            self._forgotten.add(conversation)
+        self._wake.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until there is something to do. False if the time ran out first."""
+        if self.busy:
+            return True
+        woken = self._wake.wait(timeout_s)
+        self._wake.clear()
+        return woken
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or any(slot.job for slot in self._slots)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            slots=tuple(_state(slot) for slot in self._slots),
+            n_waiting=len(self._waiting),
+            n_threads=self._n_threads,
+            n_generated=self._totals["generated"],
+            n_prompt=self._totals["prompt"],
+            n_cached=self._totals["cached"],
+            n_prefix_tokens=self._prefixes.n_tokens,
+            n_steps=self._totals["steps"],
+        )
+
+    # -- from the thread that owns the engine
+
+    def generate(self, *requests: Request) -> Iterator[Event]:
+        """Submit, and step until each of `requests` has had its last event."""
+        ids = {request.id for request in requests}
+        for request in requests:
+            self.submit(request)
+        while ids:
+            for event in self.step():
+                if event.id in ids and not isinstance(event, Delta):
+                    ids.discard(event.id)
+                yield event
+
+    def step(self) -> list[Event]:
+        """Advance every request by one step, and return what happened."""
+        self._admit()
+        plan = self._plan()
+        if plan:
+            self._decode(plan)
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> list[Event]:
+        """End all requests with `Failed(EngineClosed)`, and free the model. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for job in waiting:
+            self._fail(job, EngineClosed("The engine closed before this request was answered."))
+        for slot in self._slots:
+            if slot.job:
+                self._fail_slot(slot, EngineClosed("The engine closed during this answer."))
+        self._closing.close()
+        events, self._events = self._events, []
+        return events
+
+    # -- admit
+
+    def _admit(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, set()
+            ended = [j for j in self._waiting if j.request.id in cancelled or _late(j, now)]
+            for job in ended:
+                self._waiting.remove(job)
+        for job in ended:
+            self._fail(job, _end_of(job, now))
+        for slot in self._slots:
+            if slot.job and (slot.job.request.id in cancelled or _late(slot.job, now)):
+                self._fail_slot(slot, _end_of(slot.job, now))
+        self._forget()
+        while True:
+            free = [slot for slot in self._slots if slot.job is None]
+            with self._lock:
+                if not free or not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            self._place(job, free)
+
+    def _forget(self) -> None:
+        with self._lock:
+            names, self._forgotten = self._forgotten, set()
+        for slot in self._slots:
+            if slot.conversation in names and slot.conversation is not None:
+                if slot.job:
+                    self._forgotten.add(slot.conversation)
+                else:
+                    self._empty(slot)
+
+    def _place(self, job: Job, free: Sequence[Slot]) -> None:
+        """Give `job` one of the free slots, with as much of its prompt as is known already."""
+        request = job.request
+        job.started = time.monotonic()
+        try:
+            job.sampler = self.model.sampler(_seeded(request).sampling, request.grammar, request.tokens)
+        except MedgeError as error:
+            self._fail(job, error)
+            return
+        job.text = TextStream(request.stop)
+        slot = _best_slot(free, request)
+        n = self._reuse(slot, request) if self.model.can_share and not request.echo_logprobs else 0
+        if n == 0:
+            self._empty(slot)
+        slot.tokens, slot.n_decoded, slot.job = list(request.tokens), n, job
+        slot.conversation = request.conversation
+        job.n_cached = n
+
+    def _reuse(self, slot: Slot, request: Request) -> int:
+        """Make `slot` hold the longest known beginning of the prompt; returns its length."""
+        usable = len(request.tokens) - 1  # the last token is decoded anew: its logits are needed
+        own = min(common_length(slot.resident, request.tokens), usable)
+        source, n = self._prefixes.find(request.tokens)
+        for other in self._slots:
+            if other is not slot and (m := common_length(other.resident, request.tokens)) > n:
+                source, n = other.sequence, m
+        n = min(n, usable)
+        if n > own and n >= MIN_SHARED:
+            self._share(source, slot, request.tokens, n)
+            return n
+        return own if own and self.model.truncate(slot.sequence, own) else 0
+
+    def _share(self, source: int, slot: Slot, tokens: list[int], n: int) -> None:
+        self._empty(slot)
+        self.model.copy(source, slot.sequence, n)
+        self._prefixes.keep(slot.sequence, tokens[:n])
+
+    def _empty(self, slot: Slot) -> None:
+        self.model.clear(slot.sequence)
+        slot.tokens, slot.n_decoded, slot.conversation = [], 0, None
+
+    # -- plan
+
+    def _plan(self) -> dict[int, int]:
+        running = [slot for slot in self._slots if slot.job]
+        if not running:
+            return {}
+        behind = self._follow(running) if self.model.can_share else set()
+        n_echo = sum(1 for s in running if s.job and s.job.request.echo_logprobs)
+        work = [
+            Work(
+                slot.sequence,
+                slot.n_pending,
+                job.answering,
+                job.arrival,
+                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.echo_logprobs else 1 << 30,
+            )
+            for slot in running
+            if (job := slot.job) and slot.sequence not in behind
+        ]
+        return self._scheduler.plan(work, others_wait=bool(self._waiting) or bool(behind))
+
+    def _follow(self, running: list[Slot]) -> set[int]:
+        """Copy beginnings that another slot has read meanwhile; return who should wait for one being read.
+
+        A slot only waits for one that the order puts before it, so somebody always goes on.
+        """
+        readers = sorted(
+            (s for s in running if s.job and not s.job.answering and not s.job.request.echo_logprobs),
+            key=lambda s: (s.n_pending, s.job.arrival if s.job else 0),
+        )
+        behind: set[int] = set()
+        for i, slot in enumerate(readers):
+            for other in running:
+                if other is slot or slot.sequence in behind:
+                    continue
+                n = min(common_length(slot.tokens, other.tokens), len(slot.tokens) - 1)
+                if n - slot.n_decoded < MIN_SHARED:
+                    continue
+                if other.n_decoded >= n:
+                    self._take(slot, other, n)
+                elif other in readers[:i]:
+                    behind.add(slot.sequence)
+        return behind
+
+    def _take(self, slot: Slot, other: Slot, n: int) -> None:
+        tokens, conversation = slot.tokens, slot.conversation
+        self._share(other.sequence, slot, tokens, n)
+        slot.tokens, slot.n_decoded, slot.conversation = tokens, n, conversation
+        if slot.job:
+            slot.job.n_cached = n
+
+    # -- decode
+
+    def _decode(self, plan: dict[int, int]) -> None:
+        self._adapt_threads()
+        slots = [self._slots[i] for i in plan]
+        chunks = [_chunk(slot, plan[slot.sequence]) for slot in slots]
+        n_answering = sum(1 for s in slots if s.job and s.job.answering)
+        n_prompt = sum(plan.values()) - n_answering
+        begin = time.monotonic()
+        try:
+            ends = self.model.decode(chunks)
+        except DecodeFailed as error:
+            for slot in slots:
+                self._fail_slot(slot, error)
+                self._empty(slot)
+            return
+        self._absorb(slots, chunks, ends)
+        self._scheduler.observe(n_answering, n_prompt, time.monotonic() - begin)
+        self._totals["steps"] += 1
+        self._totals["prompt"] += n_prompt
+
+    def _adapt_threads(self) -> None:
+        n = self._governor.threads()
+        if n != self._n_threads:
+            self._n_threads = n
+            self.model.set_threads(n)
+
+    # -- absorb
+
+    def _absorb(self, slots: list[Slot], chunks: list[Chunk], ends: list[int]) -> None:
+        for slot, chunk, end in zip(slots, chunks, ends):
+            slot.n_decoded += len(chunk.tokens)
+            job = slot.job
+            assert job is not None
+            if job.request.echo_logprobs and not job.answering:
+                self._echo(slot, job, chunk, end)
+            if slot.n_pending == 0:
+                try:
+                    self._next_token(slot, job, end)
+                except MedgeError as error:
+                    self._fail_slot(slot, error)
+
+    def _echo(self, slot: Slot, job: Job, chunk: Chunk, end: int) -> None:
+        n_top = job.request.n_top_logprobs or 0
+        prompt = job.request.tokens
+        if chunk.start == 0:
+            job.prompt_logprobs.append(
+                TokenLogprob(prompt[0], self.model.piece(prompt[0], special=True), None)
+            )
+        first = end - len(chunk.tokens) + 1
+        for i, position in enumerate(range(chunk.start, chunk.start + len(chunk.tokens))):
+            if position + 1 < len(prompt):
+                row = self.model.logits(first + i)
+                job.prompt_logprobs.append(self.model.logprob(row, prompt[position + 1], n_top))
+
+    def _next_token(self, slot: Slot, job: Job, end: int) -> None:
+        request = job.request
+        if request.max_tokens == 0:
+            self._emit(job, "", ())
+            self._finish(slot, job, "length")
+            return
+        row = self.model.logits(end)
+        if request.n_top_logprobs is not None:
+            clean = row.copy()  # sampling may change the row
+        if request.ignore_eos:
+            self.model.forbid_end(row)
+        assert job.sampler is not None
+        token = job.sampler.sample(row)
+        if self.model.is_end(token) and not request.ignore_eos:
+            self._finish(slot, job, "stop")
+            return
+        job.token_times.append(time.monotonic() - job.submitted)
+        self._totals["generated"] += 1
+        slot.tokens.append(token)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if request.n_top_logprobs is not None:
+            logprobs = (self.model.logprob(clean, token, request.n_top_logprobs),)
+        text = job.text.feed(self.model.piece(token))
+        self._emit(job, text, logprobs)
+        if job.text.stopped:
+            self._finish(slot, job, "stop")
+        elif job.n_generated == request.max_tokens or len(slot.tokens) >= self.config.n_ctx:
+            self._finish(slot, job, "length")
+
+    def _emit(self, job: Job, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+        prompt_logprobs, job.prompt_logprobs = tuple(job.prompt_logprobs), []
+        if text or logprobs or prompt_logprobs:
+            self._events.append(Delta(job.request.id, text, 1, logprobs, prompt_logprobs))
+
+    # -- the ends
+
+    def _finish(self, slot: Slot, job: Job, reason: FinishReason) -> None:
+        rest = job.text.finish()
+        if rest:
+            self._events.append(Delta(job.request.id, rest))
+        if job.text.stopped:
+            reason = "stop"
+        times = job.token_times
+        timing = Timing(
+            queued_s=job.started - job.submitted,
+            ttft_s=times[0] if times else None,
+            total_s=time.monotonic() - job.submitted,
+            token_times_s=tuple(times),
+            n_prompt=len(job.request.tokens),
+            n_cached=job.n_cached,
+            n_generated=len(times),
+            peak_memory_bytes=peak_bytes(),
+        )
+        self._totals["cached"] += job.n_cached
+        self._release(slot)
+        self._end(job, Done(job.request.id, reason, timing))
+
+    def _fail_slot(self, slot: Slot, error: MedgeError) -> None:
+        job = slot.job
+        assert job is not None
+        self._release(slot)
+        self._fail(job, error)
+
+    def _fail(self, job: Job, error: MedgeError) -> None:
+        self._end(job, Failed(job.request.id, error))
+
+    def _end(self, job: Job, event: Event) -> None:
+        if job.sampler:
+            job.sampler.close()
+        with self._lock:
+            self._alive.discard(job.request.id)
+            self._cancelled.discard(job.request.id)
+        self._events.append(event)
+
+    def _release(self, slot: Slot) -> None:
+        slot.tokens = slot.resident
+        slot.job = None
+        slot.last_used = time.monotonic()
+
+    # -- checks
+
+    def _check(self, request: Request) -> None:
+        n, limit = len(request.tokens), self.config.n_ctx
+        if n == 0:
+            raise InvalidRequest("The prompt has no tokens; send some text.", "prompt")
+        room = 0 if request.max_tokens == 0 else 1
+        if n + room > limit:
+            raise ContextLengthExceeded(
+                f"The prompt has {n} tokens; a slot holds {limit}, prompt and answer together. "
+                f"Shorten it to {limit - 1} or less, or start the server with a larger --ctx.",
+                "messages",
+            )
+        bad = [t for t in request.tokens if not 0 <= t < self.model.n_vocab]
+        bad += [t for t, _ in request.sampling.logit_bias if not 0 <= t < self.model.n_vocab]
+        if bad:
+            raise InvalidRequest(
+                f"Token id {bad[0]} is not in the vocabulary of {self.model.n_vocab}.", "prompt"
+            )
+
+
+def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
+    """A free slot that this request continues, else the one that was left alone longest."""
+
+    def worth(slot: Slot) -> int:
+        n = common_length(slot.resident, request.tokens)
+        # Half of what it holds: else the history of a conversation would be lost for a common greeting.
+        return n if n * 2 >= slot.n_decoded else 0
+
+    return max(free, key=lambda s: (worth(s), s.n_decoded == 0, -s.last_used))
+
+
+def _chunk(slot: Slot, n: int) -> Chunk:
+    tokens = slot.tokens[slot.n_decoded : slot.n_decoded + n]
+    last = slot.n_decoded + n == len(slot.tokens)
+    echo = slot.job is not None and slot.job.request.echo_logprobs and not slot.job.answering
+    return Chunk(slot.sequence, slot.n_decoded, tokens, n if echo else int(last))
+
+
+def _late(job: Job, now: float) -> bool:
+    return job.deadline is not None and now > job.deadline
+
+
+def _end_of(job: Job, now: float) -> MedgeError:
+    if _late(job, now):
+        return DeadlineExceeded(
+            f"The request was not finished after {job.request.deadline_s:g} s, its deadline; "
+            "ask for fewer tokens, or give it more time."
+        )
+    return Cancelled("The request was cancelled.")
+
+
+def _seeded(request: Request) -> Request:
+    if request.sampling.seed is not None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=random.getrandbits(32)))
+
+
+def _state(slot: Slot) -> SlotState:
+    if slot.job is None:
+        return SlotState("idle", slot.n_decoded)
+    return SlotState("answering" if slot.job.answering else "reading", slot.n_decoded)

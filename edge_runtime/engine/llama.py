@@ -1,0 +1,550 @@
+"""The only file of the runtime that imports llama_cpp: load, tokenize, batch, decode, sample, sequence memory.
+
+It knows no requests and no slots. Its callers keep the promises that llama.cpp answers with abort() when
+they are broken: sequence ids in range, positions that follow each other, no more tokens than the batch holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# OpenMP reads this when it is loaded. Its default spins at every barrier of the graph, which makes a
+# step up to 55 times slower as soon as another program takes a core; 1,000 rounds cost nothing when idle.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import llama_cpp as C  # noqa: E402
+import numpy as np  # noqa: E402
+
+from ..errors import DecodeFailed, InvalidGrammar, InvalidModel  # noqa: E402
+from .request import Sampling, TokenLogprob  # noqa: E402
+
+log = logging.getLogger("medge.llama")
+
+KV_TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0}
+
+# Rows of logits that one decode may ask for beyond one a sequence. Prompt log-probabilities are read in
+# pieces of this size; each row costs 4 bytes a word of the vocabulary, twice.
+N_EXTRA_OUTPUTS = 32
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How to load a model.
+
+    Attributes:
+        path: a GGUF file that `models/gguf.py` has checked.
+        n_sequences: how many token sequences are held at once.
+        n_cells: tokens of KV memory, shared by all sequences.
+        n_batch: tokens in one decode at most.
+        kv: "f16" or "q8_0".
+        flash_attention: False turns it off; True takes it wherever the model and the device can.
+        n_gpu_layers: layers to put on a GPU, -1 for all; without a GPU in the build it has no effect.
+    """
+
+    path: Path
+    n_sequences: int
+    n_cells: int
+    n_batch: int
+    n_threads: int
+    kv: str = "f16"
+    flash_attention: bool = True
+    n_gpu_layers: int = -1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens of one sequence for the next decode.
+
+    Attributes:
+        sequence: which sequence.
+        start: position of the first token.
+        tokens: what to decode.
+        outputs: for how many of the last tokens logits are wanted.
+    """
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+    outputs: int
+
+
+class Model:
+    """A loaded model with one context. Not thread-safe, except `tokenize` and `piece`.
+
+    Use as a context manager, or call `close`; closing twice is fine.
+    """
+
+    def __init__(
+        self, config: ModelConfig, on_progress: Callable[[float], None] | None = None
+    ) -> None:
+        """Load the weights and reserve all memory.
+
+        Raises:
+            InvalidModel: llama.cpp refuses the file; its own words are in the message.
+        """
+        self.config = config
+        with ExitStack() as stack:
+            lines = _capture_log()
+            self._model = _load(config, on_progress, lines)
+            stack.callback(C.llama_model_free, self._model)
+            self._context = _new_context(self._model, config, lines)
+            stack.callback(C.llama_free, self._context)
+            self._vocab = C.llama_model_get_vocab(self._model)
+            self._memory = C.llama_get_memory(self._context)
+            self._batch = _Batch(config.n_batch)
+            self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
+            self.n_ctx_train: int = C.llama_model_n_ctx_train(self._model)
+            self.n_params: int = C.llama_model_n_params(self._model)
+            self.n_layers: int = C.llama_model_n_layer(self._model)
+            self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
+            self.bos = C.llama_vocab_bos(self._vocab)
+            self.flash_attention = _flash_attention_in(lines, config)
+            self.n_layers_gpu = _gpu_layers_in(lines)
+            # A recurrent state cannot be cut back to an earlier token, so nothing of it can be shared.
+            self.can_share = not (
+                C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
+            )
+            self.max_outputs = config.n_sequences + N_EXTRA_OUTPUTS
+            self._pieces: dict[tuple[int, bool], bytes] = {}
+            self._ends = frozenset(
+                t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t)
+            )
+            self._end_ids = np.array(sorted(self._ends), dtype=np.int64)
+            self._candidates = np.zeros(
+                self.n_vocab, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+            )
+            self._ids = np.arange(self.n_vocab, dtype=np.int32)
+            self._closing = stack.pop_all()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closing.close()
+
+    # -- text and tokens
+
+    def tokenize(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
+        """Token ids of `text`. With `special`, names of control tokens in it become those tokens."""
+        data = text.encode("utf-8")
+        size = len(data) + 2
+        buffer = (C.llama_token * size)()
+        n = C.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, special)
+        if n < 0:  # a tokenizer that makes more tokens than bytes
+            buffer = (C.llama_token * -n)()
+            n = C.llama_tokenize(self._vocab, data, len(data), buffer, -n, add_bos, special)
+        return list(buffer[:n])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of a token; control tokens are empty unless `special`."""
+        key = (token, special)
+        if key not in self._pieces:
+            size = 64
+            buffer = ctypes.create_string_buffer(size)
+            n = C.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = C.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
+            self._pieces[key] = buffer.raw[:n]
+        return self._pieces[key]
+
+    def is_end(self, token: int) -> bool:
+        return token in self._ends
+
+    # -- decode
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Run the model over `chunks` and return the batch index of each chunk's last token.
+
+        Raises:
+            DecodeFailed: llama.cpp reports an error. What the sequences hold is then unknown; clear them.
+        """
+        ends = self._batch.fill(chunks)
+        status = C.llama_decode(self._context, self._batch.struct)
+        if status != 0:
+            reason = {1: "no free KV cells", 2: "aborted"}.get(status, "llama.cpp failed")
+            raise DecodeFailed(f"Decoding failed with status {status} ({reason}); ask again.")
+        return ends
+
+    def logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The logits at a batch index of the last decode: a writable view of shape (n_vocab,)."""
+        pointer = C.llama_get_logits_ith(self._context, index)
+        if not pointer:
+            raise DecodeFailed(f"No logits at batch index {index}; ask again.")
+        address = ctypes.addressof(pointer.contents)
+        row = (ctypes.c_float * self.n_vocab).from_address(address)
+        return np.frombuffer(row, dtype=np.float32)
+
+    def logprob(
+        self, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, n_top: int
+    ) -> TokenLogprob:
+        """Log-probability of `token`, with the `n_top` best alternatives, from one row of logits."""
+        peak = float(logits.max())
+        log_sum = peak + float(np.log(np.exp(logits - peak, dtype=np.float64).sum()))
+        top: list[tuple[int, bytes, float]] = []
+        if n_top:
+            best = np.argpartition(logits, -n_top)[-n_top:]
+            for i in best[np.argsort(logits[best])[::-1]]:
+                top.append((int(i), self.piece(int(i), special=True), float(logits[i]) - log_sum))
+        piece = self.piece(token, special=True)
+        return TokenLogprob(token, piece, float(logits[token]) - log_sum, tuple(top))
+
+    def forbid_end(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """Make every end token impossible in this row."""
+        logits[self._end_ids] = -np.inf
+
+    def set_threads(self, n: int) -> None:
+        C.llama_set_n_threads(self._context, n, n)
+
+    # -- sequence memory
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Let `target` begin with the first `n` tokens of `source`. `target` must be empty."""
+        C.llama_memory_seq_cp(self._memory, source, target, 0, n)
+
+    def truncate(self, sequence: int, n: int) -> bool:
+        """Keep the first `n` tokens. False if this kind of memory cannot be cut there."""
+        return bool(C.llama_memory_seq_rm(self._memory, sequence, n, -1))
+
+    def clear(self, sequence: int) -> None:
+        C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    # -- sampling
+
+    def sampler(self, sampling: Sampling, grammar: str | None, prompt: Sequence[int]) -> Sampler:
+        """A sampler for one request.
+
+        Raises:
+            InvalidGrammar: the grammar does not parse.
+        """
+        return Sampler(self, sampling, grammar, prompt)
+
+    def _grammar(self, grammar: str) -> Any:
+        lines = _capture_log()
+        handle = C.llama_sampler_init_grammar(self._vocab, grammar.encode("utf-8"), b"root")
+        if not handle:
+            reason = " ".join("".join(lines).split())[:300] or "no reason given"
+            raise InvalidGrammar(
+                f"The grammar does not parse: {reason}. Send GBNF with a rule named root.", "grammar"
+            )
+        return handle
+
+
+class Sampler:
+    """Chooses tokens for one request, and remembers what it chose."""
+
+    def __init__(
+        self, model: Model, sampling: Sampling, grammar: str | None, prompt: Sequence[int]
+    ) -> None:
+        self._model = model
+        self._stack = ExitStack()
+        self._bias = sampling.logit_bias
+        self._grammar = model._grammar(grammar) if grammar else None
+        if self._grammar:
+            self._stack.callback(C.llama_sampler_free, self._grammar)
+        links = list(_links(sampling, model.n_vocab, prompt))
+        self._chain = None
+        if links or self._grammar:
+            chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+            self._stack.callback(C.llama_sampler_free, chain)
+            greedy = sampling.temperature <= 0
+            links.append(
+                C.llama_sampler_init_greedy()
+                if greedy
+                else C.llama_sampler_init_dist(
+                    C.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+                )
+            )
+            for link in links:
+                C.llama_sampler_chain_add(chain, link)  # the chain frees its links
+            self._chain = chain
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def sample(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+        """The next token for a row of logits, which may be changed.
+
+        Raises:
+            DecodeFailed: the grammar allows no token of the vocabulary, or no logit is finite.
+        """
+        for token, bias in self._bias:
+            logits[token] += bias
+        if self._chain is None:
+            token = int(logits.argmax())
+            if not np.isfinite(logits[token]):
+                raise DecodeFailed("The model gave no usable logits; the file may be damaged.")
+            return token
+        token = self._apply(self._chain, logits)
+        if self._grammar:
+            # Asking the grammar about one token is far cheaper than about the whole vocabulary.
+            if not self._allows(token):
+                token = self._apply_both(logits)
+            C.llama_sampler_accept(self._grammar, token)
+        C.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _fill(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+        rows = self._model._candidates
+        rows["id"] = self._model._ids
+        rows["logit"] = logits
+        rows["p"] = 0
+        data = rows.ctypes.data_as(C.llama_token_data_p)
+        return C.llama_token_data_array(data=data, size=len(rows), selected=-1, sorted=False)
+
+    def _apply(self, chain: Any, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+        return self._chosen(chain, self._fill(logits))
+
+    def _chosen(self, chain: Any, candidates: Any) -> int:
+        C.llama_sampler_apply(chain, ctypes.byref(candidates))
+        if not 0 <= candidates.selected < candidates.size:
+            raise DecodeFailed("The sampler chose no token; relax the sampling settings.")
+        chosen = candidates.data[candidates.selected]
+        if not np.isfinite(chosen.logit):
+            raise DecodeFailed(
+                "No token of the vocabulary is possible here; relax the grammar or the logit_bias."
+            )
+        return int(chosen.id)
+
+    def _allows(self, token: int) -> bool:
+        one = C.llama_token_data(id=token, logit=1.0, p=0.0)
+        array = C.llama_token_data_array(
+            data=ctypes.pointer(one), size=1, selected=-1, sorted=False
+        )
+        C.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(np.isfinite(array.data[0].logit))
+
+    def _apply_both(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+        candidates = self._fill(logits)
+        C.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
+        return self._chosen(self._chain, candidates)
+
+
+def schema_to_grammar(schema: dict[str, Any]) -> str:
+    """GBNF for a JSON schema.
+
+    Raises:
+        InvalidGrammar: the schema uses a keyword that the grammar could not enforce.
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    _check_schema(schema, "schema")
+    try:
+        return str(json_schema_to_gbnf(json.dumps(schema)))
+    except (AssertionError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise InvalidGrammar(
+            f"The JSON schema cannot become a grammar: {error!s:.200}. Simplify it.",
+            "response_format",
+        ) from None
+    except RecursionError:
+        raise InvalidGrammar(
+            "The JSON schema is nested too deeply. Make it flatter.", "response_format"
+        ) from None
+
+
+# Keywords that the conversion enforces, and those that only describe.
+_ENFORCED = frozenset(
+    "type properties required additionalProperties items prefixItems minItems maxItems enum const "
+    "anyOf oneOf $ref $defs definitions pattern minLength maxLength format".split()
+)
+_DESCRIBING = frozenset("title description default examples $schema $id $comment deprecated".split())
+_FORMATS = frozenset("date time date-time uuid".split())
+
+
+def _check_schema(schema: Any, where: str) -> None:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise InvalidGrammar(
+            f"{where} must be a JSON object, not {type(schema).__name__}.", "response_format"
+        )
+    for key, value in schema.items():
+        if key not in _ENFORCED and key not in _DESCRIBING:
+            raise InvalidGrammar(
+                f"{where}.{key} is not supported: the answer could not be held to it. Leave it out.",
+                "response_format",
+            )
+        if key == "format" and value not in _FORMATS:
+            raise InvalidGrammar(
+                f"{where}.format {value!r} is not supported. Use one of: {', '.join(sorted(_FORMATS))}.",
+                "response_format",
+            )
+        if key in ("properties", "$defs", "definitions"):
+            if not isinstance(value, dict):
+                raise InvalidGrammar(f"{where}.{key} must be an object.", "response_format")
+            for name, sub in value.items():
+                _check_schema(sub, f"{where}.{key}.{name}")
+        elif key in ("anyOf", "oneOf", "prefixItems"):
+            if not isinstance(value, list) or not value:
+                raise InvalidGrammar(f"{where}.{key} must be a non-empty list.", "response_format")
+            for i, sub in enumerate(value):
+                _check_schema(sub, f"{where}.{key}[{i}]")
+        elif key in ("items", "additionalProperties"):
+            _check_schema(value, f"{where}.{key}")
+
+
+def _links(sampling: Sampling, n_vocab: int, prompt: Sequence[int]) -> Iterator[Any]:
+    window = sampling.penalty_window
+    if sampling.repeat_penalty != 1.0:
+        link = C.llama_sampler_init_penalties(n_vocab, window, sampling.repeat_penalty, 0.0, 0.0)
+        for token in prompt[-window:]:
+            C.llama_sampler_accept(link, token)
+        yield link
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        # These two count what was generated, as OpenAI's API says; the prompt is not held against it.
+        yield C.llama_sampler_init_penalties(
+            n_vocab, window, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+        )
+    if sampling.temperature > 0:
+        if sampling.top_k > 0:
+            yield C.llama_sampler_init_top_k(sampling.top_k)
+        if sampling.top_p < 1.0:
+            yield C.llama_sampler_init_top_p(sampling.top_p, 1)
+        if sampling.min_p > 0.0:
+            yield C.llama_sampler_init_min_p(sampling.min_p, 1)
+        yield C.llama_sampler_init_temp(sampling.temperature)
+
+
+class _Batch:
+    """The arrays behind a llama_batch, kept for the life of the context and filled by numpy."""
+
+    def __init__(self, n: int) -> None:
+        self._token = np.zeros(n, dtype=np.int32)
+        self._position = np.zeros(n, dtype=np.int32)
+        self._n_sequences = np.ones(n, dtype=np.int32)
+        self._sequence = np.zeros(n, dtype=np.int32)
+        self._output = np.zeros(n, dtype=np.int8)
+        first = self._sequence.ctypes.data
+        self._pointers = np.arange(first, first + 4 * n, 4, dtype=np.uintp)
+        self.struct = C.llama_batch(
+            n_tokens=0,
+            token=self._token.ctypes.data_as(ctypes.POINTER(C.llama_token)),
+            embd=None,
+            pos=self._position.ctypes.data_as(ctypes.POINTER(C.llama_pos)),
+            n_seq_id=self._n_sequences.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(C.llama_seq_id))),
+            logits=self._output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
+        ends = []
+        i = 0
+        self._output[:] = 0
+        for chunk in chunks:
+            j = i + len(chunk.tokens)
+            self._token[i:j] = chunk.tokens
+            self._position[i:j] = np.arange(chunk.start, chunk.start + j - i)
+            self._sequence[i:j] = chunk.sequence
+            self._output[j - chunk.outputs : j] = 1
+            ends.append(j - 1)
+            i = j
+        self.struct.n_tokens = i
+        return ends
+
+
+_LOG_LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_lines: list[str] = []
+
+
+@C.llama_log_callback  # type: ignore[misc]
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    if level in _LOG_LEVELS or level == 5:  # 5 continues the line before; 0 and 1 are debugging
+        line = text.decode("utf-8", errors="replace")
+        if len(_lines) < 2000:
+            _lines.append(line)
+        log.log(_LOG_LEVELS.get(level, logging.INFO), line.rstrip())
+
+
+C.llama_log_set(_on_log, ctypes.c_void_p(0))
+C.llama_backend_init()
+
+
+def _capture_log() -> list[str]:
+    _lines.clear()
+    return _lines
+
+
+def _load(
+    config: ModelConfig, on_progress: Callable[[float], None] | None, lines: list[str]
+) -> Any:
+    params = C.llama_model_default_params()
+    params.n_gpu_layers = config.n_gpu_layers
+    # Read instead of map: a mapped file stays resident beside the copy that is repacked for the CPU.
+    params.load_mode = C.LLAMA_LOAD_MODE_NONE
+
+    @C.llama_progress_callback  # type: ignore[misc]
+    def progress(share: float, _: Any) -> bool:
+        if on_progress:
+            on_progress(share)
+        return True
+
+    params.progress_callback = progress
+    model = C.llama_model_load_from_file(os.fsencode(config.path), params)
+    if not model:
+        raise InvalidModel(
+            f"llama.cpp cannot load {config.path}: {_reason(lines)}. Check the file, or take another model."
+        )
+    return model
+
+
+def _new_context(model: Any, config: ModelConfig, lines: list[str]) -> Any:
+    params = C.llama_context_default_params()
+    params.n_ctx = config.n_cells
+    params.n_batch = params.n_ubatch = config.n_batch
+    params.n_seq_max = config.n_sequences
+    # One memory for all sequences: a shared beginning is then held once, whoever uses it.
+    params.kv_unified = True
+    # llama.cpp reserves logits for every token of the batch unless it is told how many are asked for.
+    params.n_outputs_max = config.n_sequences + N_EXTRA_OUTPUTS
+    params.n_threads = params.n_threads_batch = config.n_threads
+    params.type_k = params.type_v = KV_TYPES[config.kv]
+    params.flash_attn_type = (
+        C.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if config.flash_attention
+        else C.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    params.no_perf = True
+    context = C.llama_init_from_model(model, params)
+    if not context:
+        raise InvalidModel(
+            f"llama.cpp cannot run {config.path} with {config.n_cells} tokens of {config.kv} KV memory: "
+            f"{_reason(lines)}. Try a smaller context, or KV type f16."
+        )
+    return context
+
+
+def _reason(lines: list[str]) -> str:
+    """The last thing llama.cpp said that sounds like a reason."""
+    said = [line.strip() for line in "".join(lines).splitlines() if line.strip()]
+    telling = [s for s in said if "error" in s or "fail" in s or "require" in s]
+    return (telling or said or ["no reason given"])[0].split(": ", 1)[-1].rstrip(".")
+
+
+def _flash_attention_in(lines: list[str], config: ModelConfig) -> bool:
+    """Whether it is really on. llama.cpp decides while it builds the graph, and only its log tells."""
+    if not config.flash_attention:
+        return False
+    text = "".join(lines)
+    if "Flash Attention enabled" in text:
+        return True
+    if "Flash Attention not supported" in text or "forcing off" in text:
+        return False
+    return config.kv != "f16"  # a quantized V cache exists only with flash attention
+
+
+def _gpu_layers_in(lines: list[str]) -> int:
+    for line in "".join(lines).splitlines():
+        if "offloaded " in line and " layers to GPU" in line:
+            return int(line.split("offloaded ")[1].split("/")[0])
+    return 0

@@ -1,0 +1,144 @@
+"""What goes into the engine and what comes out: plain data, no behaviour, no llama_cpp.
+
+A caller submits a `Request` and receives any number of `Delta`, then exactly one `Done` or `Failed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Union
+
+from ..errors import MedgeError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are what a request gets that names nothing.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with this probability mass; 1 keeps all.
+        min_p: drop tokens less probable than this share of the most probable one; 0 drops none.
+        repeat_penalty: divide the logits of recent tokens by this; 1 does nothing.
+        frequency_penalty: subtract this for each earlier occurrence.
+        presence_penalty: subtract this once if there was an earlier occurrence.
+        penalty_window: how many of the latest tokens the three penalties look at.
+        seed: the same seed, prompt and batch give the same text; None draws one.
+        logit_bias: added to the logit of a token id before anything else.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_window: int = 256
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to answer it.
+
+    Attributes:
+        id: unique among the requests that are alive.
+        tokens: the prompt.
+        max_tokens: at most this many new tokens; None means up to the end of the context.
+        stop: the answer ends before the first of these strings.
+        n_top_logprobs: None for no log-probabilities, otherwise how many alternatives beside each token.
+        echo_logprobs: also the log-probability of each prompt token, in the first `Delta`.
+        grammar: GBNF with a rule `root`; the answer is a sentence of it.
+        ignore_eos: go on after an end token (for benchmarks).
+        deadline_s: give up this long after submission.
+        conversation: requests with the same name share one history, which `Engine.forget` clears.
+    """
+
+    id: str
+    tokens: list[int]
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    n_top_logprobs: int | None = None
+    echo_logprobs: bool = False
+    grammar: str | None = None
+    ignore_eos: bool = False
+    deadline_s: float | None = None
+    conversation: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its natural-log probability under the model, before temperature and truncation.
+
+    `logprob` is None for the first token of a prompt, which nothing predicts. `top` is sorted, best first.
+    """
+
+    token: int
+    piece: bytes
+    logprob: float | None
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one request cost. Seconds are counted from submission.
+
+    Attributes:
+        queued_s: until it had a slot.
+        ttft_s: until its first token; None if it never had one.
+        token_times_s: one a generated token.
+        n_prompt: tokens of the prompt, of which
+        n_cached: were copied from a sequence that had them already.
+        n_generated: new tokens, the end token not counted.
+        peak_memory_bytes: the most the engine's process has held so far; None where the system does not tell.
+    """
+
+    queued_s: float
+    ttft_s: float | None
+    total_s: float
+    token_times_s: tuple[float, ...]
+    n_prompt: int
+    n_cached: int
+    n_generated: int
+    peak_memory_bytes: int | None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode rate: the tokens after the first, over the time they took."""
+        times = self.token_times_s
+        if len(times) < 2 or times[-1] <= times[0]:
+            return None
+        return (len(times) - 1) / (times[-1] - times[0])
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of one request. `text` may be empty while a character or a stop string is incomplete."""
+
+    id: str
+    text: str
+    n_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    id: str
+    finish_reason: FinishReason
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Failed:
+    id: str
+    error: MedgeError
+
+
+Event = Union[Delta, Done, Failed]

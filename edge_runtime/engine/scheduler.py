@@ -1,0 +1,122 @@
+"""Who gets how much of the next step: pure policy, with no clock of its own and no model.
+
+A step decodes one batch. Answering slots come first, one token each. Prompts get what fits into the time
+that the others can wait, learnt from how long earlier steps took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A prompt always advances by this much, however slow the machine is: else a limit that is shorter than
+# the cost of an empty step would stop it for ever. Smaller pieces also waste the matrix kernels.
+MIN_PROMPT_TOKENS = 16
+
+# The share of a step's prompt tokens that belongs to the prompt that has waited longest.
+OLDEST_SHARE = 0.25
+
+# When nobody else waits, a step may take this many times the limit: fewer, larger steps are faster,
+# and whoever arrives in the middle of one waits for its end.
+ALONE = 4
+
+# Weight of the newest step in the learnt costs.
+LEARNING_RATE = 0.2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one slot could do in the next step.
+
+    Attributes:
+        slot: its index.
+        n_pending: tokens that are known but not decoded, at least 1.
+        answering: True once it generates; then `n_pending` is 1.
+        arrival: smaller is earlier.
+        max_tokens: more than this may not be decoded for this slot in one step.
+    """
+
+    slot: int
+    n_pending: int
+    answering: bool
+    arrival: int
+    max_tokens: int = 1 << 30
+
+
+class StepCost:
+    """How long a step takes: a cost for the answering slots and a cost for each prompt token, both learnt."""
+
+    def __init__(self) -> None:
+        self._answering_s: dict[int, float] = {}
+        self.prompt_token_s = 0.0
+
+    def observe(self, n_answering: int, n_prompt: int, seconds: float) -> None:
+        """Learn from one step that decoded `n_answering` single tokens and `n_prompt` prompt tokens."""
+        if n_prompt == 0:
+            known = self._answering_s.get(n_answering, seconds)
+            self._answering_s[n_answering] = known + LEARNING_RATE * (seconds - known)
+        elif n_prompt >= MIN_PROMPT_TOKENS // 2:
+            each = max(0.0, seconds - self.answering_s(n_answering)) / n_prompt
+            known = self.prompt_token_s or each
+            self.prompt_token_s = known + LEARNING_RATE * (each - known)
+
+    def answering_s(self, n: int) -> float:
+        """Expected seconds of a step with `n` answering slots and no prompt."""
+        if n == 0 or not self._answering_s:
+            return 0.0
+        return self._answering_s[min(self._answering_s, key=lambda known: abs(known - n))]
+
+    def prompt_tokens_in(self, seconds: float, n_answering: int) -> int | None:
+        """How many prompt tokens fit beside `n_answering` slots; None while nothing is known."""
+        if not self.prompt_token_s:
+            return None
+        return int(max(0.0, seconds - self.answering_s(n_answering)) / self.prompt_token_s)
+
+
+class Scheduler:
+    """Divides each step among the slots."""
+
+    def __init__(self, n_batch: int, step_limit_s: float) -> None:
+        self.n_batch = n_batch
+        self.step_limit_s = step_limit_s
+        self.cost = StepCost()
+
+    def plan(self, work: Sequence[Work], others_wait: bool = False) -> dict[int, int]:
+        """Tokens to decode for each slot in the next step; slots left out wait.
+
+        Args:
+            work: at most one entry a slot.
+            others_wait: requests without a slot are waiting too.
+        """
+        plan = {w.slot: 1 for w in work if w.answering}
+        prompts = [w for w in work if not w.answering]
+        if not prompts:
+            return plan
+        alone = len(work) == 1 and not others_wait
+        budget = self._prompt_budget(len(plan), alone)
+        oldest = min(prompts, key=lambda w: w.arrival)
+        shortest_first = sorted(prompts, key=lambda w: (w.n_pending, w.arrival))
+        self._give(plan, oldest, max(1, int(budget * OLDEST_SHARE)), budget)
+        for w in shortest_first:
+            self._give(plan, w, budget, budget - self._given(plan, prompts))
+        return {slot: n for slot, n in plan.items() if n > 0}
+
+    def observe(self, n_answering: int, n_prompt: int, seconds: float) -> None:
+        self.cost.observe(n_answering, n_prompt, seconds)
+
+    def _prompt_budget(self, n_answering: int, alone: bool) -> int:
+        room = self.n_batch - n_answering
+        limit = self.step_limit_s * (ALONE if alone else 1)
+        fitting = self.cost.prompt_tokens_in(limit, n_answering)
+        if fitting is None:
+            fitting = MIN_PROMPT_TOKENS * 4  # the first step teaches; it should not be a long one
+        return max(1, min(room, max(fitting, MIN_PROMPT_TOKENS)))
+
+    @staticmethod
+    def _given(plan: dict[int, int], prompts: Sequence[Work]) -> int:
+        return sum(plan.get(w.slot, 0) for w in prompts)
+
+    @staticmethod
+    def _give(plan: dict[int, int], w: Work, share: int, left: int) -> None:
+        have = plan.get(w.slot, 0)
+        plan[w.slot] = have + max(0, min(share, left, w.n_pending - have, w.max_tokens - have))

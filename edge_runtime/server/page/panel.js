@@ -1,0 +1,123 @@
+// What the machine is doing: slots, speed and memory, now and over the last two minutes.
+
+import { Chart, SPAN_S } from "./chart.js";
+import * as units from "./units.js";
+
+const panel = document.getElementById("panel");
+const toggle = document.getElementById("panel-toggle");
+const MANY_SLOTS = 8; // more do not fit the bar; the words still tell
+
+const put = (name, text) => {
+  for (const node of panel.querySelectorAll(`[data-live="${name}"]`)) node.textContent = text;
+};
+
+export class Panel {
+  #samples = []; // { at_s, rate, memory, free }
+  #charts = Array.from(panel.querySelectorAll("[data-chart]"), (svg) => [svg.dataset.chart, new Chart(svg)]);
+
+  constructor() {
+    toggle.addEventListener("click", () => {
+      const open = toggle.getAttribute("aria-expanded") !== "true";
+      toggle.setAttribute("aria-expanded", open);
+      panel.classList.toggle("open", open);
+    });
+  }
+
+  /** One answer of `/live`. */
+  take(live) {
+    const now_s = performance.now() / 1000;
+    this.#samples.push({
+      at_s: now_s,
+      rate: live.tokens_per_s ?? null,
+      memory: live.memory_bytes ?? null,
+      free: live.memory_available_bytes ?? null,
+    });
+    this.#samples = this.#samples.filter(({ at_s }) => now_s - at_s <= SPAN_S);
+    this.#showSlots(live);
+    this.#showRate(now_s);
+    this.#showMemory(now_s);
+  }
+
+  /** One answer of `/health`. */
+  describe({ model, device, slots, ctx_per_slot, threads, kv_type, flash_attention, restarts, uptime_s, version }) {
+    const offloaded = device.kind === "gpu" ? `, ${device.n_layers_gpu} of ${device.n_layers} layers` : "";
+    const facts = {
+      Model: model && model.name,
+      Weights: model && `${model.quantization}, ${units.size(model.file_bytes)}, ${units.parameters(model.n_params)} parameters`,
+      Device: `${device.name} (${device.kind.toUpperCase()}${offloaded})`,
+      Threads: threads,
+      Context: `${units.count(ctx_per_slot)} tokens for each of ${slots} ${slots === 1 ? "slot" : "slots"}`,
+      "KV cache": `${kv_type}, flash attention ${flash_attention ? "on" : "off"}`,
+      Running: `${units.seconds(Math.floor(uptime_s)).replace(".0", "")}, ${restarts} ${restarts === 1 ? "restart" : "restarts"}`,
+      Version: version,
+    };
+    document.getElementById("facts").replaceChildren(
+      ...Object.entries(facts).filter(([, value]) => value != null).map(([name, value]) => {
+        const row = document.createElement("div");
+        row.append(
+          Object.assign(document.createElement("dt"), { textContent: name }),
+          Object.assign(document.createElement("dd"), { textContent: value }),
+        );
+        return row;
+      }),
+    );
+  }
+
+  /** The server is gone or not ready: old numbers must not look like new ones. */
+  set stale(value) {
+    panel.classList.toggle("stale", value);
+  }
+
+  #showSlots({ slots, waiting, ctx_per_slot }) {
+    const busy = slots.filter(({ state }) => state !== "idle").length;
+    const queue = waiting > 0 ? `, ${waiting} waiting` : "";
+    put("busy", `${busy} of ${slots.length} busy${queue}`);
+    put("waiting", waiting > 0 ? `${waiting} waiting for a slot` : "");
+    const squares = slots.length > MANY_SLOTS ? [] : slots.map(({ state }) => {
+      const square = document.createElement("i");
+      square.dataset.state = state;
+      return square;
+    });
+    panel.querySelector('[data-live="slots"]').replaceChildren(...squares);
+    panel.querySelector('[data-live="slot-list"]').replaceChildren(
+      ...slots.map(({ state, n_tokens }) => {
+        const row = document.createElement("li");
+        const fill = document.createElement("meter");
+        Object.assign(fill, { max: ctx_per_slot || 1, value: n_tokens });
+        fill.setAttribute("aria-label", "Context used");
+        const words = document.createElement("span");
+        words.textContent = state;
+        const tokens = document.createElement("span");
+        tokens.textContent = `${units.count(n_tokens)} tokens`;
+        row.dataset.state = state;
+        row.append(words, fill, tokens);
+        return row;
+      }),
+    );
+  }
+
+  #showRate(now_s) {
+    const known = this.#samples.map(({ rate }) => rate).filter((rate) => rate !== null);
+    const peak = Math.max(...known, 0);
+    const last = this.#samples.at(-1).rate;
+    put("rate", last === null ? "–" : units.rate(last));
+    put("rate-range", `Peak ${units.rate(peak)} in the last 2 minutes`);
+    this.#draw("rate", "rate", Math.max(peak * 1.1, 1), now_s);
+  }
+
+  /** The upper edge is what the machine could give, so the line tells how full it is. */
+  #showMemory(now_s) {
+    const { memory, free } = this.#samples.at(-1);
+    const [value, unit] = memory === null ? ["–", "GiB"] : units.bytes(memory);
+    put("memory", value);
+    put("memory-unit", unit);
+    put("memory-range", free === null ? "" : `${units.size(free)} still free on the machine`);
+    const top = Math.max(...this.#samples.map((s) => (s.memory ?? 0) + (s.free ?? 0)), 1);
+    this.#draw("memory", "memory", top, now_s);
+  }
+
+  #draw(name, field, top, now_s) {
+    const samples = this.#samples.map((s) => ({ at_s: s.at_s, value: s[field] }));
+    for (const [chart, view] of this.#charts) if (chart === name) view.draw(samples, top, now_s);
+  }
+}

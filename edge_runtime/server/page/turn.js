@@ -1,0 +1,187 @@
+// One question with its answer on the page: waiting, answering, then done, stopped or failed.
+
+import { announce } from "./announcer.js";
+import { copy } from "./clipboard.js";
+import { Rendering } from "./rendering.js";
+import * as units from "./units.js";
+
+export class Turn {
+  text = "";
+  #rendering;
+  #grown;
+  #finish = null;
+  #cost = null;
+  #startedAt = 0;
+  #clock = null;
+  #countdown = null;
+
+  /**
+   * Args:
+   *   question: what the user wrote.
+   *   retry: called with this turn when the user asks for another try.
+   *   grown: called after each change of height.
+   */
+  constructor(question, { retry, grown }) {
+    this.question = question;
+    this.node = document.getElementById("turn").content.firstElementChild.cloneNode(true);
+    this.#grown = grown;
+    this.#find('[data-role="user"]').textContent = question;
+    this.#find('[data-action="retry"]').addEventListener("click", () => retry(this));
+    this.#find('[data-action="copy"]').addEventListener("click", () => this.#copy());
+  }
+
+  start() {
+    this.text = "";
+    this.#finish = null;
+    this.#cost = null;
+    this.#find(".answer").replaceChildren();
+    this.#rendering = new Rendering(this.#find(".answer"), this.#grown);
+    this.#startedAt = performance.now();
+    this.#state("waiting");
+    this.#clock = setInterval(() => this.#tick(), 1000);
+    this.#tick();
+  }
+
+  /** One event of `api.answer`. */
+  take({ text, finish, usage, timings }) {
+    if (text) {
+      this.text += text;
+      if (this.node.dataset.state === "waiting") this.#state("answering");
+      this.#rendering.show(this.text);
+    }
+    if (finish) this.#finish = finish;
+    if (usage) this.#cost = { usage, timings };
+  }
+
+  async done() {
+    this.#end("done");
+    this.#showCost(this.#cost ? costOf(this.#cost) : [`${units.seconds(this.#elapsed)}`]);
+    await this.#settle("");
+    this.#find(".cut").hidden = this.#finish !== "length";
+    if (!this.text) this.#showFailure("The model ended its answer without a word.", "Try again");
+    this.#grown();
+  }
+
+  async stopped() {
+    this.#end("stopped");
+    this.#showCost([`Stopped after ${units.seconds(this.#elapsed)}`]);
+    await this.#settle("Stopped.");
+    this.#showFailure(this.text ? "" : "Stopped before the first word.", "Ask again");
+  }
+
+  /** `error` is from `api.js`: its message is the server's sentence. */
+  async failed(error) {
+    this.#end("failed");
+    this.#showCost([`Ended after ${units.seconds(this.#elapsed)}`]);
+    this.#showFailure(error.message, "Try again", error.retryAfterS);
+    announce(error.message);
+    await this.#settle("");
+  }
+
+  /** Another question follows: this one cannot be tried again. */
+  close() {
+    this.#stopCountdown();
+    this.#find('[data-action="retry"]').hidden = true;
+  }
+
+  remove() {
+    this.#stopCountdown();
+    clearInterval(this.#clock);
+    this.node.remove();
+  }
+
+  #find(selector) {
+    return this.node.querySelector(selector);
+  }
+
+  get #elapsed() {
+    return (performance.now() - this.#startedAt) / 1000;
+  }
+
+  #state(state) {
+    this.node.dataset.state = state;
+    const busy = state === "waiting" || state === "answering";
+    this.#find('[data-role="assistant"]').setAttribute("aria-busy", busy);
+    this.#find(".progress").hidden = !busy;
+    this.#find(".progress span").textContent = state === "waiting" ? "Reading" : "Answering";
+    if (busy) {
+      this.#stopCountdown();
+      for (const part of [".failure", ".cut", ".foot"]) this.#find(part).hidden = true;
+    }
+    this.#grown();
+  }
+
+  #tick() {
+    this.#find(".progress time").textContent = units.seconds(Math.floor(this.#elapsed)).replace(".0", "");
+  }
+
+  #end(state) {
+    clearInterval(this.#clock);
+    this.#state(state);
+  }
+
+  async #settle(word) {
+    await this.#rendering.finish();
+    announce(word);
+    this.#find(".foot").hidden = !this.text;
+    this.#grown();
+  }
+
+  #showCost(parts) {
+    this.#find('[data-role="cost"]').replaceChildren(
+      ...parts.map((part) => Object.assign(document.createElement("li"), { textContent: part })),
+    );
+  }
+
+  #showFailure(sentence, label, retryAfterS = null) {
+    const button = this.#find('[data-action="retry"]');
+    this.#find(".failure p").textContent = sentence;
+    this.#find(".failure p").hidden = !sentence;
+    this.#find(".failure").hidden = false;
+    button.textContent = label;
+    button.hidden = false;
+    if (retryAfterS > 0) this.#countDown(button, label, Math.ceil(retryAfterS));
+    this.#grown();
+  }
+
+  #countDown(button, label, left_s) {
+    button.disabled = true;
+    const step = () => {
+      button.textContent = left_s > 0 ? `${label} in ${left_s}\u00a0s` : label;
+      if (left_s <= 0) this.#stopCountdown();
+      left_s -= 1;
+    };
+    this.#countdown = setInterval(step, 1000);
+    step();
+  }
+
+  #stopCountdown() {
+    clearInterval(this.#countdown);
+    this.#find('[data-action="retry"]').disabled = false;
+  }
+
+  async #copy() {
+    const label = this.#find('[data-action="copy"] span');
+    const word = (await copy(this.text)) ? "Copied" : "Could not copy";
+    label.textContent = word;
+    announce(word);
+    setTimeout(() => (label.textContent = "Copy"), 2000);
+  }
+}
+
+/** What an answer took, in a few short phrases; what was not measured is left out. */
+function costOf({ usage, timings }) {
+  const n_read = timings.n_prompt ?? usage.prompt_tokens;
+  const n_cached = timings.n_cached ?? usage.prompt_tokens_details?.cached_tokens ?? 0;
+  const n_written = timings.n_generated ?? usage.completion_tokens;
+  const { total_s, ttft_s, queued_s, tokens_per_s, peak_memory_bytes } = timings;
+  const speed = tokens_per_s == null ? "" : ` at ${units.rate(tokens_per_s)}\u00a0tok/s`;
+  return [
+    total_s != null && units.seconds(total_s),
+    queued_s >= 0.1 && `queued ${units.seconds(queued_s)}`,
+    ttft_s != null && `first token ${units.seconds(ttft_s)}`,
+    `${units.count(n_written)} tokens written${speed}`,
+    `${units.count(n_read)} in the prompt${n_cached > 0 ? `, ${units.count(n_cached)} reused` : ""}`,
+    peak_memory_bytes != null && `peak memory ${units.size(peak_memory_bytes)}`,
+  ].filter(Boolean);
+}
