@@ -7,6 +7,7 @@ Knows OpenAI's API only: not which server answers, nor what the prompts mean.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -53,8 +54,7 @@ class Answer:
 
     @property
     def itl_s(self) -> list[float]:
-        times = self.chunk_times
-        return [later - earlier for earlier, later in zip(times, times[1:])]
+        return [later - earlier for earlier, later in itertools.pairwise(self.chunk_times)]
 
     @property
     def e2e_s(self) -> float:
@@ -66,11 +66,13 @@ class Load:
     """What one run measured.
 
     Attributes:
-        wall_s: from the first request sent to the last answer ended.
+        started: `time.perf_counter()` seconds when the first request was sent.
+        wall_s: from then to the end of the last answer.
         client_cpu_share: CPU seconds of this process per second, its memory sampler included.
     """
 
     answers: list[Answer]
+    started: float
     wall_s: float
     client_cpu_share: float
 
@@ -108,7 +110,9 @@ async def _closed_loop(asking: Asking, prompts: Sequence[Prompt], n_clients: int
             asking.on_answer()
 
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        # A connection for each request: llama-server closes after a stream without saying so, and
+        # a POST that meets the closed connection is not sent again.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=asking.timeout_s),
     ) as session:
         model = await _model_name(session, asking.base_url)
@@ -117,7 +121,7 @@ async def _closed_loop(asking: Asking, prompts: Sequence[Prompt], n_clients: int
         await asyncio.gather(*(client(session, model, queue) for _ in range(n_clients)))
         wall_s = time.perf_counter() - start
         cpu_s = time.process_time() - cpu_before
-    return Load(answers, wall_s, cpu_s / wall_s)
+    return Load(answers, start, wall_s, cpu_s / wall_s)
 
 
 async def _model_name(session: aiohttp.ClientSession, base_url: str) -> str:
@@ -125,7 +129,7 @@ async def _model_name(session: aiohttp.ClientSession, base_url: str) -> str:
     try:
         async with session.get(url) as response:
             response.raise_for_status()
-            return str((await response.json())["data"][0]["id"])
+            return str(json.loads(await response.read())["data"][0]["id"])
     except (aiohttp.ClientError, asyncio.TimeoutError, LookupError, TypeError, ValueError) as error:
         raise Unavailable(f"{url} does not name a model ({error!r}).") from error
 
@@ -184,7 +188,7 @@ async def _read_stream(content: aiohttp.StreamReader, answer: Answer) -> None:
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile, 0 to 100, between neighbours by linear interpolation; None of nothing."""
+    """The q-th percentile, 0 to 100, by linear interpolation; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)

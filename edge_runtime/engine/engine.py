@@ -164,9 +164,12 @@ class Engine:
     ...         print(event)
     """
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(
+        self, model: Model, config: EngineConfig, on_start: Callable[[str], None] | None = None
+    ) -> None:
         self.model = model
         self.config = config
+        self._on_start = on_start or (lambda request_id: None)
         self._closing = ExitStack()
         self._closing.callback(model.close)
         self._scheduler = Scheduler(config.n_batch, config.step_limit_s)
@@ -192,13 +195,17 @@ class Engine:
 
     @classmethod
     def open(
-        cls, config: EngineConfig, on_progress: Callable[[float], None] | None = None
+        cls,
+        config: EngineConfig,
+        on_progress: Callable[[float], None] | None = None,
+        on_start: Callable[[str], None] | None = None,
     ) -> Engine:
         """Load the model and reserve all memory.
 
         Args:
             config: see `EngineConfig`.
             on_progress: called with the loaded share of the weights, 0 to 1.
+            on_start: called with the id of each request when it gets a slot.
 
         Raises:
             InvalidModel: llama.cpp refuses the file or the settings.
@@ -216,7 +223,7 @@ class Engine:
             ),
             on_progress,
         )
-        return cls(model, config)
+        return cls(model, config, on_start)
 
     def __enter__(self) -> Engine:
         return self
@@ -262,6 +269,10 @@ class Engine:
         """Clear what the slots hold of a conversation, at the next step that finds it idle."""
         with self._lock:
             self._forgotten.add(conversation)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Make a `wait` that is going on return."""
         self._wake.set()
 
     def wait(self, timeout_s: float) -> bool:
@@ -362,6 +373,7 @@ class Engine:
         """Give `job` one of the free slots, with as much of its prompt as is known already."""
         request = job.request
         job.started = time.monotonic()
+        self._on_start(request.id)
         try:
             job.sampler = self.model.sampler(_seeded(request).sampling, request.grammar, request.tokens)
         except MedgeError as error:
@@ -369,7 +381,7 @@ class Engine:
             return
         job.text = TextStream(request.stop)
         slot = _best_slot(free, request)
-        n = self._reuse(slot, request) if self.model.can_share and not request.echo_logprobs else 0
+        n = self._reuse(slot, request) if self.model.can_share and not request.scores_prompt else 0
         if n == 0:
             self._empty(slot)
         slot.tokens, slot.n_decoded, slot.job = list(request.tokens), n, job
@@ -406,14 +418,14 @@ class Engine:
         if not running:
             return {}
         behind = self._follow(running) if self.model.can_share else set()
-        n_echo = sum(1 for s in running if s.job and s.job.request.echo_logprobs)
+        n_echo = sum(1 for s in running if s.job and s.job.request.scores_prompt)
         work = [
             Work(
                 slot.sequence,
                 slot.n_pending,
                 job.answering,
                 job.arrival,
-                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.echo_logprobs else 1 << 30,
+                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.scores_prompt else 1 << 30,
             )
             for slot in running
             if (job := slot.job) and slot.sequence not in behind
@@ -426,7 +438,7 @@ class Engine:
         A slot only waits for one that the order puts before it, so somebody always goes on.
         """
         readers = sorted(
-            (s for s in running if s.job and not s.job.answering and not s.job.request.echo_logprobs),
+            (s for s in running if s.job and not s.job.answering and not s.job.request.scores_prompt),
             key=lambda s: (s.n_pending, s.job.arrival if s.job else 0),
         )
         behind: set[int] = set()
@@ -484,7 +496,7 @@ class Engine:
             slot.n_decoded += len(chunk.tokens)
             job = slot.job
             assert job is not None
-            if job.request.echo_logprobs and not job.answering:
+            if job.request.scores_prompt and not job.answering:
                 self._echo(slot, job, chunk, end)
             if slot.n_pending == 0:
                 try:
@@ -508,7 +520,7 @@ class Engine:
     def _next_token(self, slot: Slot, job: Job, end: int) -> None:
         request = job.request
         if request.max_tokens == 0:
-            self._emit(job, "", ())
+            self._emit(job, "")
             self._finish(slot, job, "length")
             return
         row = self.model.logits(end)
@@ -534,8 +546,10 @@ class Engine:
         elif job.n_generated == request.max_tokens or len(slot.tokens) >= self.config.n_ctx:
             self._finish(slot, job, "length")
 
-    def _emit(self, job: Job, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _emit(self, job: Job, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         prompt_logprobs, job.prompt_logprobs = tuple(job.prompt_logprobs), []
+        if job.request.echo and job.n_generated <= 1:
+            text = job.request.prompt_text + text
         if text or logprobs or prompt_logprobs:
             self._events.append(Delta(job.request.id, text, 1, logprobs, prompt_logprobs))
 
@@ -597,12 +611,8 @@ class Engine:
                 f"Shorten it to {limit - 1} or less, or start the server with a larger --ctx.",
                 "messages",
             )
-        bad = [t for t in request.tokens if not 0 <= t < self.model.n_vocab]
-        bad += [t for t, _ in request.sampling.logit_bias if not 0 <= t < self.model.n_vocab]
-        if bad:
-            raise InvalidRequest(
-                f"Token id {bad[0]} is not in the vocabulary of {self.model.n_vocab}.", "prompt"
-            )
+        self.model.check_tokens(request.tokens)
+        self.model.check_tokens([token for token, _ in request.sampling.logit_bias])
 
 
 def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
@@ -619,7 +629,7 @@ def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
 def _chunk(slot: Slot, n: int) -> Chunk:
     tokens = slot.tokens[slot.n_decoded : slot.n_decoded + n]
     last = slot.n_decoded + n == len(slot.tokens)
-    echo = slot.job is not None and slot.job.request.echo_logprobs and not slot.job.answering
+    echo = slot.job is not None and slot.job.request.scores_prompt and not slot.job.answering
     return Chunk(slot.sequence, slot.n_decoded, tokens, n if echo else int(last))
 
 

@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import llama_cpp as C  # noqa: E402
 import numpy as np  # noqa: E402
 
-from ..errors import DecodeFailed, InvalidGrammar, InvalidModel  # noqa: E402
+from ..errors import DecodeFailed, InvalidGrammar, InvalidModel, InvalidRequest  # noqa: E402
 from .request import Sampling, TokenLogprob  # noqa: E402
 
 log = logging.getLogger("medge.llama")
@@ -105,7 +105,8 @@ class Model:
             self.n_params: int = C.llama_model_n_params(self._model)
             self.n_layers: int = C.llama_model_n_layer(self._model)
             self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
-            self.bos = C.llama_vocab_bos(self._vocab)
+            self.bos: int = C.llama_vocab_bos(self._vocab)
+            self.eos: int = C.llama_vocab_eos(self._vocab)
             self.flash_attention = _flash_attention_in(lines, config)
             self.n_layers_gpu = _gpu_layers_in(lines)
             # A recurrent state cannot be cut back to an earlier token, so nothing of it can be shared.
@@ -158,6 +159,18 @@ class Model:
                 n = C.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
             self._pieces[key] = buffer.raw[:n]
         return self._pieces[key]
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse ids that are not in the vocabulary: llama.cpp would read beyond its tables.
+
+        Raises:
+            InvalidRequest: with the first such id.
+        """
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise InvalidRequest(
+                    f"Token id {token} is not in this model's vocabulary of {self.n_vocab}."
+                )
 
     def is_end(self, token: int) -> bool:
         return token in self._ends
@@ -548,3 +561,21 @@ def _gpu_layers_in(lines: list[str]) -> int:
         if "offloaded " in line and " layers to GPU" in line:
             return int(line.split("offloaded ")[1].split("/")[0])
     return 0
+
+
+_FILE_TYPES = {"Q4_0": C.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": C.LLAMA_FTYPE_MOSTLY_Q8_0}
+
+
+def requantize(source: Path, target: Path, weight_type: str) -> None:
+    """Write `source` with its matrices in another type.
+
+    Raises:
+        InvalidModel: llama.cpp refuses.
+    """
+    params = C.llama_model_quantize_default_params()
+    params.ftype = _FILE_TYPES[weight_type]
+    params.allow_requantize = True
+    lines = _capture_log()
+    status = C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if status != 0:
+        raise InvalidModel(f"{source} cannot be written as {weight_type}: {_reason(lines)}.")

@@ -52,7 +52,9 @@ class Request:
         max_tokens: at most this many new tokens; None means up to the end of the context.
         stop: the answer ends before the first of these strings.
         n_top_logprobs: None for no log-probabilities, otherwise how many alternatives beside each token.
-        echo_logprobs: also the log-probability of each prompt token, in the first `Delta`.
+        echo: the first `Delta` begins with the prompt: its text, and with `n_top_logprobs` also the
+            log-probability of each of its tokens.
+        prompt_text: what `echo` shows.
         grammar: GBNF with a rule `root`; the answer is a sentence of it.
         ignore_eos: go on after an end token (for benchmarks).
         deadline_s: give up this long after submission.
@@ -65,11 +67,16 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     n_top_logprobs: int | None = None
-    echo_logprobs: bool = False
+    echo: bool = False
+    prompt_text: str = ""
     grammar: str | None = None
     ignore_eos: bool = False
     deadline_s: float | None = None
     conversation: str | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.echo and self.n_top_logprobs is not None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Reads and checks a GGUF file before any native code sees it.
 
-llama.cpp ends the process on much of what is refused here, and the file may be hostile: no number in
-it is believed before it has been compared with the size of the file. Must not import llama_cpp.
+llama.cpp ends the process on much of what is refused here, and the file may be hostile: no number
+in it is believed before it has been compared with the file's size. Must not import llama_cpp.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn, Union
+from typing import BinaryIO, Literal, NoReturn
 
 from ..errors import InvalidModel, InvalidSetting
 
-# ggml tensor types: id -> (name, elements of a block, bytes of a block). The missing ids are types that
-# llama.cpp has removed. Q8_1 is 36 bytes as in ggml-common.h; gguf-py says 40, no file holds it.
+# ggml tensor types: id -> (name, elements of a block, bytes of a block). The missing ids are types
+# that llama.cpp has removed. Q8_1 is 36 bytes in ggml-common.h and 40 in gguf-py; no file holds it.
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -96,6 +96,12 @@ FILE_TYPES: dict[int, tuple[str, str]] = {
     41: ("Q2_0", "Q2_0"),
 }
 
+# Arrays with a value for each token. They are compared by length and never kept.
+_PER_TOKEN = {
+    "tokenizer.ggml.scores": ("float32", "int32"),
+    "tokenizer.ggml.token_type": ("int32",),
+}
+
 KVType = Literal["f16", "q8_0"]
 _KV_BLOCKS: dict[KVType, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34)}
 
@@ -116,15 +122,15 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
-# Bounds on the time and memory that a hostile header can cost. Real headers have some 60 keys, 3,000
-# tensors, 800,000 strings (a vocabulary of 262,144 with its merges) and 20 MB.
+# Bounds on the time and memory that a hostile header can cost. Real headers have at most some 60
+# keys, 3,000 tensors, 800,000 strings (a vocabulary of 262,144 with its merges) and 20 MB.
 _MAX_HEADER_BYTES = 128 << 20
 _MAX_KEYS = 4096
 _MAX_KEY_BYTES = 1024
 _MAX_TENSORS = 1 << 16
-_MAX_STRINGS = 1 << 21
+_MAX_STRINGS = 3 << 19
 _MAX_STRING_BYTES = 1 << 20  # of one string in an array
-_MAX_VOCAB = 1 << 20
+_MAX_VOCAB = 1 << 19
 _MAX_KEPT_ARRAY = 512  # values; as many as llama.cpp allows layers
 _MAX_KEPT_BYTES = 32 << 20  # of Python objects, roughly, for all kept values together
 _WINDOW_BYTES = 1 << 18
@@ -146,8 +152,8 @@ _NOT_A_MODEL = {
     "vocab": ("a vocabulary", "choose a file with weights"),
 }
 
-_ENCODERS = """bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert
-    gemma-embedding llama-embed t5encoder"""
+_ENCODERS = """bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3
+    eurobert gemma-embedding llama-embed t5encoder"""
 _REFUSED_ARCHITECTURES = {
     **dict.fromkeys(_ENCODERS.split(), "a text encoder"),
     **dict.fromkeys(("clip", "mmproj"), "an image encoder"),
@@ -167,8 +173,8 @@ class ArrayInfo:
     n: int
 
 
-Scalar = Union[int, float, bool, str]
-Value = Union[Scalar, tuple[Scalar, ...], ArrayInfo]
+Scalar = int | float | bool | str
+Value = Scalar | tuple[Scalar, ...] | ArrayInfo
 
 
 @dataclass(frozen=True)
@@ -269,14 +275,14 @@ class GGUF:
 
     @property
     def quantization(self) -> str:
-        """A label such as "Q4_K_M": general.file_type, or the type of most weight bytes if they disagree."""
+        """A label such as "Q4_K_M": general.file_type, or if it is wrong the type of most bytes."""
         n_bytes: dict[str, int] = {}
         for tensor in self.tensors:
             n_bytes[tensor.type_name] = n_bytes.get(tensor.type_name, 0) + tensor.n_bytes
         file_type = self.metadata.get("general.file_type")
         if isinstance(file_type, int) and file_type in FILE_TYPES:
             label, type_name = FILE_TYPES[file_type]
-            # Every quantized model keeps its norms in F32, so that F32 is a claim about all of them.
+            # Every quantized model keeps its norms in F32, so the label F32 must hold for all.
             if type_name in n_bytes and (type_name != "F32" or len(n_bytes) == 1):
                 return label
         return max(n_bytes, key=lambda type_name: n_bytes[type_name])
@@ -284,8 +290,8 @@ class GGUF:
     def kv_bytes_per_token(self, kv_type: KVType) -> int:
         """Bytes of KV cache for one token of context, all layers together.
 
-        Layers with a sliding window are counted as if they kept every token, so for such models this is
-        more than llama.cpp needs. The fixed state of recurrent layers is not in it.
+        Layers with a sliding window are counted as if they kept every token, so for such models
+        this is more than llama.cpp needs. The fixed state of recurrent layers is not in it.
 
         Raises:
             InvalidSetting: llama.cpp cannot keep heads of this size in `kv_type`.
@@ -298,8 +304,8 @@ class GGUF:
         for dim in (dim_k, dim_v):
             if dim % block:
                 raise InvalidSetting(
-                    f"{self.path} has heads of {dim} values, and {kv_type} packs {block} at a time; "
-                    "keep its KV cache in f16.",
+                    f"{self.path} has heads of {dim} values, and {kv_type} packs {block} at a "
+                    "time; keep its KV cache in f16.",
                     param="kv_type",
                 )
         return sum(self._cached_head_counts) * (dim_k + dim_v) // block * block_bytes
@@ -322,7 +328,7 @@ class GGUF:
         recurrent = self._get("attention.recurrent_layers")
         interval = self._count("full_attention_interval")
         if isinstance(recurrent, tuple) and len(recurrent) == n_layers:
-            heads = tuple(n for n, skip in zip(heads, recurrent) if not skip)
+            heads = tuple(n for n, skip in zip(heads, recurrent, strict=True) if not skip)
         elif interval:
             n_trunk = n_layers - self._count("nextn_predict_layers")
             heads = tuple(n for i, n in enumerate(heads, 1) if i % interval == 0 or i > n_trunk)
@@ -349,6 +355,8 @@ def read(path: Path) -> GGUF:
         InvalidModel: the file cannot be opened, is no GGUF, is damaged, or is not a text model.
     """
     path = Path(path)
+    if "\0" in str(path):
+        _refuse(path, "is not a possible path", "name a .gguf file")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -362,9 +370,7 @@ def read(path: Path) -> GGUF:
     except PermissionError:
         _refuse(path, "may not be read by this user", "give the user read permission")
     except OSError as error:
-        _refuse(path, f"cannot be read ({error.strerror})", "check the disk and the path")
-    except ValueError:  # a path with a NUL byte
-        _refuse(path, "is not a possible path", "name a .gguf file")
+        _refuse(path, f"cannot be read ({error.strerror or error})", "check the disk and the path")
     _check_layers(model)
     _check_experts(model)
     return model
@@ -374,20 +380,24 @@ def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
     raise InvalidModel(f"{path} {what}; {remedy}.") from None
 
 
-def _show(text: bytes | str) -> str:
-    """Text from the file, made harmless for a terminal and short."""
-    if isinstance(text, bytes):
-        text = text[:240].decode("utf-8", "replace")
+def _show(value: Value | bytes) -> str:
+    """A value from the file, short and harmless for a terminal."""
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, (tuple, ArrayInfo)):
+        return "an array"
+    text = value[:240].decode("utf-8", "replace") if isinstance(value, bytes) else value
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 class _Header:
-    """A cursor that only moves forward, holds one window of the file, and fails before it overruns."""
+    """A cursor that only moves forward, sees the file through a window, and never overruns it."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        self.pos = 0
         self.file_bytes = file.seek(0, 2)
+        self.pos = 0
+        self.byte_tokens = False  # whether the vocabulary can spell every byte
         self._file = file
         self._window = b""
         self._window_pos = 0
@@ -398,24 +408,31 @@ class _Header:
         _refuse(self.path, what, remedy)
 
     def skip(self, n: int, what: str) -> None:
+        self._check_room(n, what)
+        self.pos += n
+
+    def take(self, n: int, what: str) -> bytes:
+        self._fill(n, what)
+        start = self.pos - self._window_pos
+        self.pos += n
+        return self._window[start : start + n]
+
+    def _check_room(self, n: int, what: str) -> None:
         end = self.pos + n
         if end > self.file_bytes:
             self.refuse(f"ends in {what}: that needs {end:,} bytes and it has {self.file_bytes:,}")
         if end > _MAX_HEADER_BYTES:
             self.refuse(f"has a header of over {_MAX_HEADER_BYTES:,} bytes, which no model needs")
-        self.pos = end
 
-    def take(self, n: int, what: str) -> bytes:
-        start = self.pos
-        self.skip(n, what)
-        if self.pos > self._window_pos + len(self._window):
-            self._file.seek(start)
+    def _fill(self, n: int, what: str) -> None:
+        """Makes the next `n` bytes part of the window."""
+        self._check_room(n, what)
+        if self.pos + n > self._window_pos + len(self._window):
+            self._file.seek(self.pos)
             self._window = self._file.read(max(n, _WINDOW_BYTES))
-            self._window_pos = start
+            self._window_pos = self.pos
             if len(self._window) < n:
                 self.refuse(f"became shorter while {what} was read", "wait until it is complete")
-        start -= self._window_pos
-        return self._window[start : start + n]
 
     def u32(self, what: str) -> int:
         return int(_U32.unpack(self.take(4, what))[0])
@@ -463,23 +480,22 @@ class _Header:
         type_id = self.u32(what)
         n = self.u64(what)
         if type_id == _ARRAY:
-            self.refuse(f"has arrays inside an array in {what}, which llama.cpp cannot read", _CONVERT)
+            self.refuse(f"has arrays inside an array in {what}, which has no meaning", _CONVERT)
         if type_id == _STRING:
             if key == "tokenizer.ggml.tokens":
                 return self._vocabulary(n, what)
-            if n <= _MAX_KEPT_ARRAY:
-                strings = [text.decode("utf-8", "replace") for text in self.strings(n, what)]
-                if self._keep(sum(4 * len(text) + 64 for text in strings)):
-                    return tuple(strings)
-            else:
-                for _ in self.strings(n, what):
-                    pass
-            return ArrayInfo("string", n)
+            texts: list[str] | None = [] if n <= _MAX_KEPT_ARRAY else None
+            for text in self.strings(n, what):
+                if texts is not None and self._keep(4 * len(text) + 64):
+                    texts.append(text.decode("utf-8", "replace"))
+                else:
+                    texts = None
+            return ArrayInfo("string", n) if texts is None else tuple(texts)
         if type_id not in _NUMBERS:
             self.refuse(f"has the unknown type {type_id} for the items of {what}")
         name, code = _NUMBERS[type_id]
         n_bytes = n * struct.calcsize("<" + code)
-        if n <= _MAX_KEPT_ARRAY and self._keep(40 * n):
+        if key not in _PER_TOKEN and n <= _MAX_KEPT_ARRAY and self._keep(40 * n):
             return struct.unpack(f"<{n}{code}", self.take(n_bytes, what))
         self.skip(n_bytes, what)
         return ArrayInfo(name, n)
@@ -496,8 +512,9 @@ class _Header:
             self.refuse(f"has a vocabulary of {n:,} tokens, not 1 to {_MAX_VOCAB:,}")
         seen: set[bytes] = set()
         for i, token in enumerate(self.strings(n, what)):
-            # As llama.cpp sees it: cut at the first NUL, and named by its number if nothing is left.
-            token = token.partition(b"\0")[0] or b"[EMPTY_%d]" % i
+            # As llama.cpp sees it: cut at the first NUL, named by its number if nothing is left.
+            if not token or 0 in token:
+                token = token.partition(b"\0")[0] or b"[EMPTY_%d]" % i
             if token in seen:
                 self.refuse(f"has the token {_show(token)} twice in its vocabulary", _CONVERT)
             seen.add(token)
@@ -507,40 +524,35 @@ class _Header:
         return ArrayInfo("string", n)
 
     def strings(self, n: int, what: str) -> Iterator[bytes]:
-        """The `n` strings of an array. Two million of them pass in about a second."""
+        """The `n` strings of an array. A million of them pass in half a second."""
         self._n_strings += n
         if self._n_strings > _MAX_STRINGS or 8 * n > self.file_bytes - self.pos:
             self.refuse(f"claims {n:,} strings in {what}, more than it can hold")
-        # `take` written out: the window in local names halves the time of a large vocabulary.
-        window, at = b"", 0
+        # `take` written out, with the window in local names: a large vocabulary in half the time.
+        window, at = self._window, self.pos - self._window_pos
         for _ in range(n):
             if at + 8 > len(window):
-                window, at = self._slide(at, 8, what), 0
+                self.pos = self._window_pos + at
+                self._fill(8, what)
+                window, at = self._window, self.pos - self._window_pos
             (size,) = _U64.unpack_from(window, at)
             at += 8
             if at + size > len(window):
                 if size > _MAX_STRING_BYTES:
                     self.refuse(f"has a string of {size:,} bytes in {what}")
-                window, at = self._slide(at, size, what), 0
+                self.pos = self._window_pos + at
+                self._fill(size, what)
+                window, at = self._window, self.pos - self._window_pos
             yield window[at : at + size]
             at += size
-        self.pos += at
-
-    def _slide(self, at: int, n: int, what: str) -> bytes:
-        """Moves to `at` in the window that `strings` holds, and returns a new one of at least `n` bytes."""
-        self.pos += at
-        start = self.pos
-        size = max(n, min(_WINDOW_BYTES, self.file_bytes - start, _MAX_HEADER_BYTES - start))
-        window = self.take(size, what)
-        self.pos = start
-        return window
+        self.pos = self._window_pos + at
 
 
 def _parse(path: Path, file: BinaryIO) -> GGUF:
     header = _Header(path, file)
     if not header.file_bytes:
         header.refuse("is empty")
-    _check_magic(header, file)
+    _check_magic(header)
     version = header.u32("its version")
     if version and not version & 0xFFFF:
         header.refuse("is a big-endian GGUF", "convert it with gguf-convert-endian")
@@ -576,7 +588,7 @@ def _parse(path: Path, file: BinaryIO) -> GGUF:
     data_offset = -(-header.pos // alignment) * alignment
     needed = data_offset + tensor.offset + tensor.n_bytes  # the padding of the last may be missing
     if needed > header.file_bytes:
-        header.refuse(f"is cut off: it has {header.file_bytes:,} bytes and its weights need {needed:,}")
+        header.refuse(f"is cut off: it has {header.file_bytes:,} bytes and should have {needed:,}")
     return GGUF(
         path=path,
         file_bytes=header.file_bytes,
@@ -588,10 +600,10 @@ def _parse(path: Path, file: BinaryIO) -> GGUF:
     )
 
 
-def _check_magic(header: _Header, file: BinaryIO) -> None:
-    start = file.read(64)
+def _check_magic(header: _Header) -> None:
+    start = header.take(min(64, header.file_bytes), "its first bytes")
     if start.startswith(b"GGUF"):
-        header.skip(4, "its first word")
+        header.pos = 4
         return
     kind, remedy = "no GGUF file", "choose a file whose name ends in .gguf"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -618,7 +630,7 @@ def _check_kind(header: _Header, metadata: dict[str, Value]) -> None:
     n_splits = metadata.get("split.count", 0)
     if not isinstance(n_splits, int) or n_splits > 1:
         header.refuse(
-            f"is one of {_show(str(n_splits))} parts of a model",
+            f"is one of {_show(n_splits)} parts of a model",
             "merge the parts into one file with llama-gguf-split --merge",
         )
     kind = metadata.get("general.type", "model")
@@ -628,7 +640,7 @@ def _check_kind(header: _Header, metadata: dict[str, Value]) -> None:
     if architecture is None:
         header.refuse("does not name its architecture (general.architecture)", _CONVERT)
     if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]{1,64}", architecture, re.A):
-        header.refuse(f"has the impossible architecture {_show(str(architecture))}", _CONVERT)
+        header.refuse(f"has the impossible architecture {_show(architecture)}", _CONVERT)
     if architecture in _REFUSED_ARCHITECTURES:
         kind = _REFUSED_ARCHITECTURES[architecture]
         header.refuse(f"is {kind} (architecture {architecture}) and cannot answer", _DECODER)
@@ -644,13 +656,14 @@ def _check_tokenizer(header: _Header, metadata: dict[str, Value]) -> None:
     # A byte without a token ends the process when it is first met in a prompt.
     if model == "llama" and not header.byte_tokens:
         header.refuse("has a vocabulary without a token for each byte, <0x00> to <0xFF>", _CONVERT)
-    for key, types in (("scores", ("float32", "int32")), ("token_type", ("int32",))):
-        value = metadata.get(f"tokenizer.ggml.{key}")
-        n = value.n if isinstance(value, ArrayInfo) else len(value) if isinstance(value, tuple) else 0
-        if value is not None and n < tokens.n:
-            header.refuse(f"has {n:,} {key} for {tokens.n:,} tokens", _CONVERT)
-        if isinstance(value, ArrayInfo) and value.type not in types:
-            header.refuse(f"has {key} of type {value.type}, not {types[0]}", _CONVERT)
+    for key, types in _PER_TOKEN.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, ArrayInfo) or value.type not in types:
+            header.refuse(f"has {key} that is not an array of {' or '.join(types)}", _CONVERT)
+        if value.n < tokens.n:
+            header.refuse(f"has {key} for {value.n:,} of its {tokens.n:,} tokens", _CONVERT)
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         header.refuse("has a chat template that is not a text of sane length", _CONVERT)
@@ -660,7 +673,7 @@ def _alignment(header: _Header, metadata: dict[str, Value]) -> int:
     alignment = metadata.get("general.alignment", 32)
     # Below 32 llama.cpp aborts when the mapped weights happen to begin between two such boundaries.
     if not isinstance(alignment, int) or alignment < _MIN_ALIGNMENT or alignment & (alignment - 1):
-        shown = _show(str(alignment))
+        shown = _show(alignment)
         header.refuse(f"has alignment {shown}, not a power of two from {_MIN_ALIGNMENT}", _CONVERT)
     return alignment
 
@@ -682,13 +695,13 @@ def _read_tensor(header: _Header, what: str) -> Tensor:
         header.refuse(f"has {what} of type {type_id}, which this runtime does not know", _CONVERT)
     type_name, block, block_bytes = TENSOR_TYPES[type_id]
     if shape[0] % block:
-        header.refuse(f"has {what} with rows of {shape[0]:,} values, and {type_name} needs {block}s")
+        header.refuse(f"has {what} with {shape[0]:,} values in a row: {type_name} packs {block}")
     n_bytes = n_elements // block * block_bytes
     return Tensor(name, shape, type_name, n_elements, n_bytes, header.u64(what))
 
 
 def _check_offset(header: _Header, tensor: Tensor, alignment: int, expected: int) -> None:
-    """llama.cpp wants the tensors in the order of the header, each on the boundary after the last."""
+    """llama.cpp wants the tensors in the header's order, each on the boundary after the last."""
     where = f"has tensor {_show(tensor.name)} at offset {tensor.offset:,}"
     if tensor.offset % alignment:
         header.refuse(f"{where}, not a multiple of {alignment}")
@@ -712,7 +725,7 @@ def _number(model: GGUF, key: str, low: int, high: int, default: int | None = No
     if value is None:
         _refuse(model.path, f"does not say its {full}", _CONVERT)
     if type(value) is not int or not low <= value <= high:
-        shown = _show(str(value))
+        shown = _show(value)
         _refuse(model.path, f"has {full} = {shown}, not a number from {low} to {high:,}", _CONVERT)
     return value
 
@@ -743,12 +756,12 @@ def _check_layers(model: GGUF) -> None:
     _check_per_layer(model, "attention.head_count", 1 << 16)
     _check_per_layer(model, "attention.head_count_kv", 1 << 16)
     heads = model._per_layer("attention.head_count", (0,) * n_layers)
-    for n, n_kv in zip(heads, model._head_counts_kv):
+    for n, n_kv in zip(heads, model._head_counts_kv, strict=True):
         if n_kv and n % n_kv:
             _refuse(model.path, f"has {n} query heads for {n_kv} key heads in a layer", _CONVERT)
     scaling = model._get("rope.scaling.type")
     if scaling not in (None, "none", "linear", "yarn", "longrope"):
-        _refuse(model.path, f"has the unknown rope scaling {_show(str(scaling))}", _CONVERT)
+        _refuse(model.path, f"has the unknown rope scaling {_show(scaling)}", _CONVERT)
 
 
 def _check_experts(model: GGUF) -> None:

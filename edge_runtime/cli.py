@@ -1,0 +1,619 @@
+"""The commands. Each imports what it needs when it is called, so that `medge --help` is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, get_args, get_origin
+
+import typer
+from rich.console import Console
+
+from . import __version__
+from .config import Settings, load
+from .errors import Cancelled, InvalidSetting, MedgeError
+
+if TYPE_CHECKING:
+    from .engine.request import Timing
+    from .models.store import ModelFile
+    from .server.worker import Worker
+
+app = typer.Typer(
+    name="medge",
+    help="A medical language model on machines without internet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers")
+Config = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time, on 3.10 too
+    typer.Option("--config", help="TOML file with settings, the same names as the flags."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text for people.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
+Temperature = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0, max=2, help="0 always takes the most probable token."),
+]
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each named setting, and call it with `settings`.
+
+    The flags are made from the fields of `Settings`, so that each is described in one place.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p
+            for name, p in inspect.signature(command, eval_str=True).parameters.items()
+            if name != "settings"
+        ]
+
+        def run(config: Path | None = None, **given: Any) -> None:
+            flags = {name: given.pop(name) for name in names}
+            with errors_as_sentences():
+                command(settings=load(flags, config), **given)
+
+        parameters = [*own, *(_flag(name) for name in names)]
+        parameters.append(
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
+        )
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in keyword}
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        return run
+
+    return decorate
+
+
+def _flag(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    kind = field.annotation
+    if get_origin(kind) is not None and type(None) in get_args(kind):
+        kind = next(a for a in get_args(kind) if a is not type(None))
+    text = field.description or ""
+    if get_args(kind):  # a Literal
+        choices = [str(c) for c in get_args(kind)]
+        kind, metavar = str, "|".join(choices)
+    else:
+        metavar = None
+    if field.default_factory is None and field.default is not None:
+        shown = ("on" if field.default else "off") if kind is bool else field.default
+        text += f" Default: {shown}."
+    option = "--" + name.replace("_", "-")
+    names = [f"{option}/--no-{option[2:]}"] if kind is bool else [option]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Optional[kind],  # noqa: UP045
+            typer.Option(*names, help=text, metavar=metavar, show_default=False),
+        ],
+    )
+
+
+class errors_as_sentences:
+    """Turns an error of ours into one sentence on stderr and exit status 1."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, MedgeError):
+            fail(error)
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(130) from None
+
+
+def fail(error: MedgeError) -> NoReturn:
+    err.print(f"[bold red]medge:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        out.print(f"medge {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+# -- serve
+
+
+@app.command()
+@with_settings(*Settings.model_fields)
+def serve(settings: Settings, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says too.")] = False) -> None:  # fmt: skip
+    """Serve a model: an API in OpenAI's form, and a page to ask it in a browser.
+
+    Only this machine can reach it, unless you give --host and --api-key. Prompts and answers are not logged.
+    """
+    from .server.guard import is_loopback
+
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s")
+    if not is_loopback(settings.host) and not settings.api_key:
+        raise InvalidSetting(
+            f"--host {settings.host}: others could reach this server without a key. Add --api-key KEY "
+            "(or MEDGE_API_KEY), or leave --host out."
+        )
+    with err.status("Looking for the model") as status:
+        model = _find(settings, status.update)
+    _serve(settings, model)
+
+
+def _serve(settings: Settings, model: ModelFile) -> None:
+    import uvicorn
+
+    from .server.app import create_app
+    from .telemetry.metrics import Metrics
+
+    metrics = Metrics()
+    worker = _worker(settings, model, metrics.observe)
+    failure: list[MedgeError] = []
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        await worker.start()
+        task = asyncio.create_task(_announce(settings, model, worker, server, failure))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await worker.stop(settings.grace_s)
+
+    api = create_app(worker, model, settings, metrics, lifespan)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            api,
+            host=settings.host,
+            port=settings.port,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(settings.grace_s)),
+            # Many connections may wait for an answer, but a file descriptor each has to be left for others.
+            backlog=512,
+        )
+    )
+    sock = _listen(settings)
+    try:
+        server.run(sockets=[sock])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises it again after it has stopped in good order
+    finally:
+        sock.close()
+    if failure:
+        raise failure[0]
+
+
+def _listen(settings: Settings) -> Any:
+    """The listening socket, taken before the model is loaded: a port in use should not cost minutes."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+        sock.listen(512)
+    except OSError as error:
+        sock.close()
+        raise InvalidSetting(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
+            "Take another --port, 0 for any that is free, or stop the program that uses it."
+        ) from None
+    return sock
+
+
+async def _announce(
+    settings: Settings, model: ModelFile, worker: Worker, server: Any, failure: list[MedgeError]
+) -> None:
+    """Show that the model loads, then what was loaded; end the server if it cannot be."""
+    try:
+        with _progress() as progress:
+            bar = progress.add_task(f"Loading {model.name}", total=model.header.file_bytes)
+            ready = await worker.wait_ready(
+                lambda share: progress.update(bar, completed=share * model.header.file_bytes)
+            )
+    except MedgeError as error:
+        failure.append(error)
+        server.should_exit = True
+        return
+    sock = server.servers[0].sockets[0].getsockname() if server.servers else ("", settings.port)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    out.print(_facts(settings, model, ready, f"http://{host}:{sock[1]}"))
+
+
+def _facts(settings: Settings, model: ModelFile, ready: Any, address: str) -> Any:
+    from rich.table import Table
+
+    header = model.header
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    on_gpu = f"{ready.n_layers_gpu} layers on the GPU" if ready.n_layers_gpu else "CPU"
+    rows = [
+        ("medge", __version__),
+        ("address", address),
+        ("model", f"{model.name} ({header.architecture}, {ready.n_params / 1e6:,.0f} M parameters)"),
+        ("size", f"{header.file_bytes / 1e6:,.0f} MB, {header.quantization}"),
+        ("slots", f"{settings.slots} of {settings.ctx:,} tokens, KV {settings.kv}"),
+        ("threads", f"{settings.threads}, {on_gpu}"),
+        ("flash attention", "on" if ready.flash_attention else "off"),
+        ("loaded in", f"{ready.load_s:.1f} s"),
+    ]
+    for name, value in rows:
+        table.add_row(name, _plain(value))
+    if model.demo:
+        table.add_row("[yellow]note[/]", "[yellow]A demonstration: far too small for clinical use.[/]")
+    if settings.ctx > header.n_ctx_train:
+        table.add_row(
+            "[yellow]note[/]",
+            f"[yellow]The model was trained on {header.n_ctx_train:,} tokens; longer contexts degrade.[/]",
+        )
+    return table
+
+
+# -- ask and chat
+
+
+@app.command()
+@with_settings(*ENGINE_SETTINGS)
+def ask(
+    settings: Settings,
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = None,
+    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same answer.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Ask one question, without a server. The answer streams; then one line says what it cost."""
+    if question == "-":
+        question = sys.stdin.read()
+    question = _text(question)
+    if not question.strip():
+        raise InvalidSetting("The question is empty; write it in quotes, or pipe it in with -.")
+    asyncio.run(_ask_once(settings, question, max_tokens, temperature, seed, as_json))
+
+
+async def _ask_once(
+    settings: Settings,
+    question: str,
+    max_tokens: int,
+    temperature: float | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    settings = settings.model_copy(update={"slots": 1, "prefix_tokens": 0})
+    async with _session(settings) as (worker, model):
+        show = (lambda text: None) if as_json else _write
+        messages = [{"role": "user", "content": question}]
+        text, reason, timing = await _stream(worker, messages, max_tokens, temperature, seed, show)
+    if as_json:
+        record = {"model": model.name, "answer": text, "finish_reason": reason, **_timing(timing)}
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        _write("\n")
+        err.print(_cost(timing, reason), style="dim", highlight=False)
+
+
+@app.command()
+@with_settings(*ENGINE_SETTINGS)
+def chat(
+    settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperature = None
+) -> None:
+    """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
+    try:
+        import readline  # noqa: F401 - input() gets its history and arrow keys from it
+    except ImportError:
+        pass
+    asyncio.run(_chat(settings, max_tokens, temperature))
+
+
+async def _chat(settings: Settings, max_tokens: int, temperature: float | None) -> None:
+    settings = settings.model_copy(update={"slots": 1, "prefix_tokens": 0})
+    messages: list[dict[str, str]] = []
+    async with _session(settings) as (worker, model):
+        err.print(f"{model.name}. /reset forgets, /quit ends.", style="dim", highlight=False)
+        while True:
+            try:
+                question = _text(await asyncio.to_thread(input, "> "))
+            except (EOFError, KeyboardInterrupt):
+                _write("\n")
+                return
+            command = question.strip()
+            if command in ("/quit", "/exit"):
+                return
+            if command == "/reset":
+                messages.clear()
+                worker.forget("chat")
+                err.print("Forgotten.", style="dim")
+                continue
+            if command.startswith("/"):
+                err.print(f"{_plain(command)} is no command. There are /reset and /quit.", style="dim")
+                continue
+            if not command:
+                continue
+            asked = [*messages, {"role": "user", "content": question}]
+            try:
+                text, reason, timing = await _stream(
+                    worker, asked, max_tokens, temperature, None, _write
+                )
+            except Cancelled:
+                err.print("\nStopped.", style="dim")
+                continue
+            except MedgeError as error:
+                err.print(f"\n[bold red]medge:[/] {_plain(error.message)}", highlight=False)
+                continue
+            messages = [*asked, {"role": "assistant", "content": text}]
+            _write("\n")
+            err.print(_cost(timing, reason), style="dim", highlight=False)
+
+
+async def _stream(
+    worker: Worker,
+    messages: list[dict[str, str]],
+    max_tokens: int,
+    temperature: float | None,
+    seed: int | None,
+    show: Callable[[str], None],
+) -> tuple[str, str, Timing]:
+    """One answer; Ctrl-C ends it with Cancelled."""
+    import signal
+    import uuid
+
+    from .engine.request import Delta, Failed, Request, Sampling
+    from .server.line import Ask
+
+    given = {"temperature": temperature, "seed": seed}
+    sampling = Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    request = Request(
+        uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat"
+    )
+    ticket = worker.submit(Ask(request, messages=tuple(messages)))
+    stopped = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        worker.cancel(ticket)
+        ticket.queue.put_nowait(Failed(ticket.id, Cancelled("Stopped.")))
+
+    if sys.platform != "win32":
+        loop.add_signal_handler(signal.SIGINT, stop)
+    text = ""
+    try:
+        async for event in ticket.events():
+            if isinstance(event, Delta):
+                text += event.text
+                show(event.text)
+            elif isinstance(event, Failed):
+                raise event.error
+            else:
+                return text, event.finish_reason, event.timing
+    finally:
+        stopped.cancel()
+        if sys.platform != "win32":
+            loop.remove_signal_handler(signal.SIGINT)
+    raise Cancelled("Stopped.")
+
+
+@asynccontextmanager
+async def _session(settings: Settings) -> AsyncIterator[tuple[Worker, ModelFile]]:
+    """A worker for one person, without a server."""
+    with err.status("Looking for the model") as status:
+        model = _find(settings, status.update)
+        worker = _worker(settings, model)
+        status.update(f"Loading {model.name}")
+        try:
+            await worker.start()
+            await worker.wait_ready()
+        except BaseException:
+            await worker.stop(0)
+            raise
+    try:
+        yield worker, model
+    finally:
+        await worker.stop(0)
+
+
+# -- info
+
+
+@app.command()
+@with_settings("model")
+def info(settings: Settings, as_json: Json = False) -> None:
+    """What this machine is, and what a model file is, without loading it."""
+    from dataclasses import asdict
+
+    from .device.machine import look
+
+    machine = look()
+    model = _find(settings, lambda text: None)
+    header = model.header
+    facts = {
+        "machine": asdict(machine),
+        "model": {
+            "name": model.name,
+            "path": str(model.path),
+            "architecture": header.architecture,
+            "quantization": header.quantization,
+            "file_bytes": header.file_bytes,
+            "n_params": header.n_params,
+            "n_layers": header.n_layers,
+            "n_ctx_train": header.n_ctx_train,
+            "n_vocab": header.n_vocab,
+            "kv_bytes_per_token": header.kv_bytes_per_token("f16"),
+            "has_chat_template": header.chat_template is not None,
+            "demo": model.demo,
+        },
+        "versions": _versions(),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from rich.table import Table
+
+    for title, values in facts.items():
+        table = Table(title=title.capitalize(), title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in values.items():
+            table.add_row(*_for_people(name, value))
+        out.print(table)
+        out.print()
+
+
+def _for_people(name: str, value: Any) -> tuple[str, str]:
+    label = name.removesuffix("_bytes").removeprefix("n_").replace("_", " ")
+    if name.endswith("_bytes"):
+        return label, f"{value / 1e6:,.0f} MB"
+    if isinstance(value, bool):
+        return label, "yes" if value else "no"
+    if value is None or value == ():
+        return label, "not available"
+    if isinstance(value, (list, tuple)):
+        return label, " ".join(value)
+    return label, f"{value:,}" if isinstance(value, int) else _plain(str(value))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+    from platform import python_version
+
+    names = ("llama_cpp_python", "fastapi", "uvicorn", "numpy")
+    return {"medge": __version__, "python": python_version(), **{n: version(n) for n in names}}
+
+
+# -- parts
+
+
+def _find(settings: Settings, on_wait: Callable[[str], None]) -> ModelFile:
+    from .models.store import find
+
+    return find(settings.model, on_wait)
+
+
+def _worker(
+    settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None
+) -> Worker:
+    """The worker for these settings.
+
+    Raises:
+        NotEnoughMemory: the model would not fit; nothing is loaded.
+    """
+    from .device.plan import make_plan, require_room
+    from .server.line import Start
+    from .server.worker import Worker
+
+    header = model.header
+    require_room(
+        make_plan(
+            weights_bytes=header.weight_bytes,
+            kv_bytes_per_token=header.kv_bytes_per_token(settings.kv),
+            n_slots=settings.slots,
+            n_ctx=settings.ctx,
+            prefix_tokens=settings.prefix_tokens,
+            n_batch=256,
+            n_vocab=header.n_vocab,
+            n_embd=header.n_embd,
+        )
+    )
+    config = {
+        "path": model.path,
+        "n_slots": settings.slots,
+        "n_ctx": settings.ctx,
+        "n_threads": settings.threads,
+        "kv": settings.kv,
+        "flash_attention": settings.flash_attention,
+        "n_gpu_layers": settings.gpu_layers,
+        "max_waiting": settings.queue + settings.slots,
+        "step_limit_s": settings.step_limit_ms / 1000,
+        "prefix_tokens": settings.prefix_tokens,
+    }
+    return Worker(
+        Start(config, header.chat_template),
+        n_slots=settings.slots,
+        max_waiting=settings.queue,
+        hang_timeout_s=settings.hang_timeout_s,
+        on_end=on_end,
+    )
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # fmt: skip
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def _text(typed: str) -> str:
+    """What was typed, as text; bytes that are no UTF-8 are refused, not replaced."""
+    try:
+        typed.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidSetting(
+            "The question is not valid UTF-8; check the terminal's encoding, or pipe it in as UTF-8."
+        ) from None
+    return typed
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _cost(timing: Timing, reason: str) -> str:
+    parts = [f"{timing.n_generated} tokens"]
+    if timing.ttft_s is not None:
+        parts.append(f"first after {timing.ttft_s:.2f} s")
+    if timing.tokens_per_s:
+        parts.append(f"{timing.tokens_per_s:.1f} tok/s")
+    if timing.peak_memory_bytes:
+        parts.append(f"{timing.peak_memory_bytes / 1e6:,.0f} MB")
+    if reason == "length":
+        parts.append("cut at the limit")
+    return " · ".join(parts)
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    names = "queued_s ttft_s total_s tokens_per_s n_prompt n_cached n_generated peak_memory_bytes"
+    return {name: getattr(timing, name) for name in names.split()}
+
+
+def main() -> None:
+    try:
+        app()
+    except BrokenPipeError:  # medge ask ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

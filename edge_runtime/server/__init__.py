@@ -1,0 +1,1 @@
+"""The network, and the process that the engine lives in."""

@@ -1,0 +1,131 @@
+"""The line between the web process and the engine's process: its messages and their form on a pipe.
+
+A message is a pickle behind its length. Both ends are ours and the pipe is private, so pickle is safe here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from ..engine.request import Event, Request
+from ..errors import MedgeError
+
+_LENGTH = struct.Struct("<I")
+HEADER_BYTES = _LENGTH.size
+
+
+# -- to the engine
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message. `config` is an `EngineConfig`; its module is not imported on this side.
+
+    Attributes:
+        config: keyword arguments of `EngineConfig`.
+        template: the chat template of the model file.
+    """
+
+    config: dict[str, Any]
+    template: str | None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request whose prompt is not tokens yet. Exactly one of the three forms is set.
+
+    Attributes:
+        request: everything but the tokens.
+        messages: a conversation, for the model's chat template.
+        text: a plain prompt.
+        tokens: token ids.
+        schema: a JSON schema that the answer must follow.
+    """
+
+    request: Request
+    messages: tuple[dict[str, Any], ...] | None = None
+    text: str | None = None
+    tokens: tuple[int, ...] | None = None
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Cancel:
+    id: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    conversation: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Asks the engine's loop, not only its process, for a sign of life."""
+
+
+# -- from the engine
+
+
+@dataclass(frozen=True)
+class Loading:
+    share: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded. These are facts about it as it really runs."""
+
+    n_params: int
+    n_layers: int
+    n_layers_gpu: int
+    flash_attention: bool
+    n_ctx_train: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    error: MedgeError
+
+
+@dataclass(frozen=True)
+class Running:
+    """A request has a slot from now on."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step brought for all requests. `snapshot` is an `engine.Snapshot` now and then."""
+
+    events: tuple[Event, ...]
+    snapshot: Any = None
+
+
+def pack(message: object) -> bytes:
+    """The bytes of a message, length first."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+def body_length(header: bytes) -> int:
+    return int(_LENGTH.unpack(header)[0])
+
+
+def unpack(body: bytes) -> Any:
+    return pickle.loads(body)
+
+
+def receive(stream: BinaryIO) -> Any | None:
+    """The next message of a blocking stream; None when the other end is gone."""
+    header = stream.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        return None
+    length = body_length(header)
+    body = stream.read(length)
+    return unpack(body) if len(body) == length else None

@@ -1,0 +1,371 @@
+"""The engine in a child process: starts it, watches it, starts it again.
+
+This side never imports llama_cpp. It keeps every request until its last event, so that a child that dies
+loses none: those that had a slot end in `Failed`, those that waited are asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..engine.request import Delta, Done, Event, Failed
+from ..errors import EngineClosed, EngineDied, InvalidModel, MedgeError, QueueFull
+from .line import (
+    HEADER_BYTES,
+    Ask,
+    Cancel,
+    Forget,
+    Loading,
+    LoadFailed,
+    Ping,
+    Ready,
+    Running,
+    Start,
+    Step,
+    body_length,
+    pack,
+    unpack,
+)
+
+log = logging.getLogger("medge.worker")
+
+Status = Literal["loading", "ok", "restarting", "failed", "closed"]
+
+PING_PERIOD_S = 2.0
+# A child that ends this often within the window will not get better by another start.
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 60.0
+# A request that was waiting when the child died twice may be what kills it.
+MAX_ASKED = 2
+
+
+@dataclass
+class Ticket:
+    """One request on this side of the line. Iterate over `events` until Done or Failed."""
+
+    ask: Ask
+    queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    running: bool = False
+    ended: bool = False
+    n_asked: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.ask.request.id
+
+    async def events(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self.queue.get()
+            yield event
+            if not isinstance(event, Delta):
+                return
+
+
+class Worker:
+    """Owns the engine's process.
+
+    Args:
+        start: what the child is told first.
+        n_slots: requests that run at once.
+        max_waiting: requests beyond those before `submit` refuses.
+        hang_timeout_s: a loaded child that says nothing for so long is killed and started again.
+        on_end: called with every Done and Failed.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        n_slots: int,
+        max_waiting: int,
+        hang_timeout_s: float = 60.0,
+        on_end: Callable[[Done | Failed], None] | None = None,
+    ) -> None:
+        self._start = start
+        self._n_slots = n_slots
+        self._max_waiting = max_waiting
+        self._hang_timeout_s = hang_timeout_s
+        self._on_end = on_end or (lambda event: None)
+        self._tickets: dict[str, Ticket] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._heard = 0.0
+        self._deaths: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self._durations: deque[float] = deque(maxlen=32)
+        self._stderr: deque[str] = deque(maxlen=20)
+        self.status: Status = "loading"
+        self.error: MedgeError | None = None
+        self.last_death: str | None = None
+        self.load_share: float | None = 0.0
+        self.ready: Ready | None = None
+        self.snapshot: Any = None
+        self.n_restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def n_waiting(self) -> int:
+        return sum(1 for t in self._tickets.values() if not t.running)
+
+    async def start(self) -> None:
+        """Start the child and return at once; `wait_ready` tells when the model is loaded."""
+        self._task = asyncio.create_task(self._run(), name="worker")
+
+    async def wait_ready(self, on_progress: Callable[[float], None] | None = None) -> Ready:
+        """Wait until the model is loaded.
+
+        Raises:
+            MedgeError: it cannot be loaded.
+        """
+        while self.status not in ("ok", "failed", "closed"):
+            if on_progress and self.load_share is not None:
+                on_progress(self.load_share)
+            self._changed.clear()
+            await self._changed.wait()
+        if self.ready is None or self.status != "ok":
+            raise self.error or EngineClosed("The engine was stopped.")
+        return self.ready
+
+    def submit(self, ask: Ask) -> Ticket:
+        """Queue a request.
+
+        Raises:
+            QueueFull: with the seconds after which a place is likely to be free.
+            MedgeError: the engine has failed for good, or is closing.
+        """
+        if self.status == "failed" and self.error:
+            raise self.error
+        if self.status == "closed":
+            raise EngineClosed("The server is stopping; ask again when it is back.")
+        if len(self._tickets) >= self._n_slots + self._max_waiting:
+            raise QueueFull(
+                f"{self._n_slots} requests are running and {self._max_waiting} are waiting, which is the "
+                "limit. Try again later, or start the server with a larger --queue.",
+                retry_after_s=self._retry_after_s(),
+            )
+        ticket = Ticket(ask)
+        self._tickets[ticket.id] = ticket
+        if self.status == "ok":
+            self._send_ask(ticket)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The client has gone: the engine stops at its next step. Ended tickets are of no effect."""
+        if ticket.ended:
+            return
+        if self.status == "ok" and ticket.n_asked:
+            self._send(Cancel(ticket.id))
+        # Nobody listens any more; the engine's own last event finds no ticket.
+        self._end(ticket, None)
+
+    def forget(self, conversation: str) -> None:
+        """Clear what the engine holds of a conversation."""
+        if self.status == "ok":
+            self._send(Forget(conversation))
+
+    async def stop(self, grace_s: float) -> None:
+        """Let running requests finish for up to `grace_s`, then end the child. Nothing is left behind."""
+        until = time.monotonic() + grace_s
+        while self._tickets and time.monotonic() < until and self.status == "ok":
+            await asyncio.sleep(0.05)
+        self.status = "closed"
+        self._changed.set()
+        for ticket in list(self._tickets.values()):
+            self._end(ticket, Failed(ticket.id, EngineClosed("The server was stopped.")))
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._kill()
+
+    # -- the life of the child
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                why = await self._live()
+            finally:
+                await self._kill()
+            if self.status == "failed":
+                return
+            self._died(why)
+            if self.status == "failed":
+                return
+            await asyncio.sleep(0.2)
+
+    async def _live(self) -> str:
+        """One child from start to end; returns why it ended."""
+        self._stderr.clear()
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.server.child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout and process.stderr
+        self.ready = None
+        self._heard = time.monotonic()
+        self._send(self._start)
+        watch = asyncio.create_task(self._watch())
+        errors = asyncio.create_task(self._keep_stderr(process.stderr))
+        try:
+            while True:
+                header = await process.stdout.readexactly(HEADER_BYTES)
+                body = await process.stdout.readexactly(body_length(header))
+                self._heard = time.monotonic()
+                self._take(unpack(body))
+                if self.status == "failed":
+                    return "the model cannot be loaded"
+        except asyncio.IncompleteReadError:
+            code = await process.wait()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(errors, 1.0)  # its last words
+            if watch.done() and not watch.cancelled():
+                return watch.result()
+            return _cause(code)
+        finally:
+            watch.cancel()
+            errors.cancel()
+
+    async def _watch(self) -> str:
+        while True:
+            await asyncio.sleep(PING_PERIOD_S)
+            if self.status != "ok":
+                continue
+            silent = time.monotonic() - self._heard
+            if silent > self._hang_timeout_s:
+                if self._process:
+                    self._process.kill()
+                return f"it did not answer for {silent:.0f} s"
+            self._send(Ping())
+
+    async def _keep_stderr(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            text = line.decode("utf-8", "replace").rstrip()
+            self._stderr.append(text)
+            log.debug("engine: %s", text)
+
+    def _died(self, why: str) -> None:
+        """Decide what becomes of the requests, and whether there will be another child."""
+        words = next((line for line in reversed(self._stderr) if line.strip()), "")
+        self.last_death = why + (f"; its last words: {words[:200]}" if words else "")
+        loading = self.ready is None
+        log.error("The engine's process ended: %s", self.last_death)
+        now = time.monotonic()
+        often = len(self._deaths) == MAX_RESTARTS and now - self._deaths[0] < RESTART_WINDOW_S
+        self._deaths.append(now)
+        for ticket in list(self._tickets.values()):
+            if ticket.running:
+                self._end(ticket, Failed(ticket.id, EngineDied(
+                    f"The engine's process ended during this answer ({why}) and is being started "
+                    "again; ask once more."
+                )))  # fmt: skip
+            elif ticket.n_asked >= MAX_ASKED:
+                self._end(ticket, Failed(ticket.id, EngineDied(
+                    f"The engine's process ended {ticket.n_asked} times while this request waited "
+                    f"({why}); it may be the cause. Change the request."
+                )))  # fmt: skip
+        if loading or often:
+            self.error = InvalidModel(
+                f"The engine's process ended while it loaded the model ({self.last_death}). "
+                "Check the model file and the free memory."
+                if loading
+                else f"The engine's process ended {MAX_RESTARTS + 1} times within "
+                f"{RESTART_WINDOW_S:.0f} s ({self.last_death}). Restart the server with other settings."
+            )
+            self._fail_all()
+        else:
+            self.n_restarts += 1
+            self.status, self.load_share = "restarting", 0.0
+        self._changed.set()
+
+    def _fail_all(self) -> None:
+        self.status = "failed"
+        assert self.error
+        for ticket in list(self._tickets.values()):
+            self._end(ticket, Failed(ticket.id, self.error))
+
+    async def _kill(self) -> None:
+        process = self._process
+        if process and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    # -- messages
+
+    def _send(self, message: object) -> None:
+        process = self._process
+        if process and process.stdin and not process.stdin.is_closing():
+            process.stdin.write(pack(message))
+
+    def _send_ask(self, ticket: Ticket) -> None:
+        ticket.n_asked += 1
+        self._send(ticket.ask)
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, Step):
+            if message.snapshot is not None:
+                self.snapshot = message.snapshot
+            for event in message.events:
+                ticket = self._tickets.get(event.id)
+                if ticket is None:
+                    continue
+                if isinstance(event, Delta):
+                    ticket.queue.put_nowait(event)
+                else:
+                    self._end(ticket, event)
+        elif isinstance(message, Running):
+            if message.id in self._tickets:
+                self._tickets[message.id].running = True
+        elif isinstance(message, Loading):
+            self.load_share = message.share
+            self._changed.set()
+        elif isinstance(message, Ready):
+            self.ready, self.status, self.load_share = message, "ok", None
+            self._changed.set()
+            for ticket in list(self._tickets.values()):
+                self._send_ask(ticket)
+        elif isinstance(message, LoadFailed):
+            self.error = message.error
+            self._fail_all()
+            self._changed.set()
+
+    def _end(self, ticket: Ticket, event: Done | Failed | None) -> None:
+        ticket.ended = True
+        self._tickets.pop(ticket.id, None)
+        if event is None:
+            return
+        if isinstance(event, Done):
+            self._durations.append(event.timing.total_s - event.timing.queued_s)
+        ticket.queue.put_nowait(event)
+        self._on_end(event)
+
+    def _retry_after_s(self) -> float:
+        """When the next slot is likely to be free: recent answers, shared among the slots."""
+        if not self._durations:
+            return 1.0
+        mean = sum(self._durations) / len(self._durations)
+        return max(1.0, mean / self._n_slots)
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    if name == "SIGKILL":
+        return "killed by SIGKILL: by hand, or by the kernel for lack of memory"
+    return f"ended by {name}"
