@@ -276,9 +276,6 @@ def main(
     from vendor/llama.cpp in the source package of the installed llama-cpp-python, and say so in
     --note.
     """
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        # As an exception, so that every `with` block ends its server.
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         if table:
             print(tables.markdown(out))
@@ -339,4 +336,7 @@ def _model_path(model: Path | None) -> Path:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        # As an exception, so that every `with` block ends its server.
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     typer.run(main)

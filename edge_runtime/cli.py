@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, get_args, get_origin
 
@@ -255,7 +255,10 @@ def _facts(settings: Settings, model: ModelFile, ready: Any, address: str) -> An
     rows = [
         ("medge", __version__),
         ("address", address),
-        ("model", f"{model.name} ({header.architecture}, {ready.n_params / 1e6:,.0f} M parameters)"),
+        (
+            "model",
+            f"{model.name} ({header.architecture}, {ready.n_params / 1e6:,.0f} M parameters)",
+        ),
         ("size", f"{header.file_bytes / 1e6:,.0f} MB, {header.quantization}"),
         ("slots", f"{settings.slots} of {settings.ctx:,} tokens, KV {settings.kv}"),
         ("threads", f"{settings.threads}, {on_gpu}"),
@@ -284,7 +287,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
-    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same answer.")] = None,  # noqa: UP045
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask one question, without a server. The answer streams; then one line says what it cost."""
@@ -319,14 +322,10 @@ async def _ask_once(
 
 @app.command()
 @with_settings(*ENGINE_SETTINGS)
-def chat(
-    settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperature = None
-) -> None:
+def chat(settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperature = None) -> None:
     """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401 - input() gets its history and arrow keys from it
-    except ImportError:
-        pass
     asyncio.run(_chat(settings, max_tokens, temperature))
 
 
@@ -356,9 +355,7 @@ async def _chat(settings: Settings, max_tokens: int, temperature: float | None) 
                 continue
             asked = [*messages, {"role": "user", "content": question}]
             try:
-                text, reason, timing = await _stream(
-                    worker, asked, max_tokens, temperature, None, _write
-                )
+                text, reason, timing = await _stream(worker, asked, max_tokens, temperature, None, _write)
             except Cancelled:
                 err.print("\nStopped.", style="dim")
                 continue
@@ -387,9 +384,7 @@ async def _stream(
 
     given = {"temperature": temperature, "seed": seed}
     sampling = Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    request = Request(
-        uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat"
-    )
+    request = Request(uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat")
     ticket = worker.submit(Ask(request, messages=tuple(messages)))
     stopped = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
@@ -513,9 +508,7 @@ def _find(settings: Settings, on_wait: Callable[[str], None]) -> ModelFile:
     return find(settings.model, on_wait)
 
 
-def _worker(
-    settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None
-) -> Worker:
+def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None) -> Worker:
     """The worker for these settings.
 
     Raises:
@@ -560,7 +553,14 @@ def _worker(
 
 
 def _progress() -> Any:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # fmt: skip
+    from rich.progress import (  # fmt: skip
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),

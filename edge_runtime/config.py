@@ -37,9 +37,7 @@ class Settings(BaseModel):
         description="GGUF file, or OWNER/REPOSITORY[:FILE] on the hub. Without it: the embedded model.",
     )
     slots: int = Field(4, ge=1, le=64, description="Requests answered at the same time.")
-    ctx: int = Field(
-        2048, ge=64, le=1 << 20, description="Tokens a slot holds, prompt and answer together."
-    )
+    ctx: int = Field(2048, ge=64, le=1 << 20, description="Tokens a slot holds, prompt and answer together.")
     threads: int = Field(
         default_factory=default_threads,
         ge=1,
@@ -47,15 +45,19 @@ class Settings(BaseModel):
         description="Threads at most; fewer are used while other programs need the cores. "
         "Default: the physical cores.",
     )
-    kv: Literal["f16", "q8_0"] = Field(
-        "f16", description="Type of the KV memory. q8_0 takes half the room."
-    )
+    kv: Literal["f16", "q8_0"] = Field("f16", description="Type of the KV memory. q8_0 takes half the room.")
     flash_attention: bool = Field(True, description="Use flash attention where the model allows it.")
     gpu_layers: int = Field(
-        -1, ge=-1, le=10_000, description="Layers to put on a GPU; -1 for all that there is room for."
+        -1,
+        ge=-1,
+        le=10_000,
+        description="Layers to put on a GPU; -1 for all that there is room for.",
     )
     prefix_tokens: int = Field(
-        1024, ge=0, le=1 << 20, description="KV memory for prompts that requests have in common, in tokens."
+        1024,
+        ge=0,
+        le=1 << 20,
+        description="KV memory for prompts that requests have in common, in tokens.",
     )
     queue: int = Field(
         64, ge=0, le=10_000, description="Requests that may wait for a slot; more get status 429."
@@ -63,9 +65,7 @@ class Settings(BaseModel):
     step_limit_ms: float = Field(
         100.0, ge=1, le=60_000, description="How long answers may pause while prompts are read."
     )
-    deadline_s: float = Field(
-        600.0, gt=0, le=86_400, description="Give up on a request after this time."
-    )
+    deadline_s: float = Field(600.0, gt=0, le=86_400, description="Give up on a request after this time.")
     host: str = Field("127.0.0.1", description="Address to listen on. All but loopback need --api-key.")
     port: int = Field(8080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     api_key: str | None = Field(
@@ -86,9 +86,7 @@ class Settings(BaseModel):
     hang_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Restart the engine when it is silent for this long."
     )
-    grace_s: float = Field(
-        20.0, ge=0, le=3600, description="On Ctrl-C: time for running answers to finish."
-    )
+    grace_s: float = Field(20.0, ge=0, le=3600, description="On Ctrl-C: time for running answers to finish.")
 
 
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -129,9 +127,7 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
 
 def _flag_layer(flags: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     return {
-        name: (value, "--" + name.replace("_", "-"))
-        for name, value in flags.items()
-        if value is not None
+        name: (value, "--" + name.replace("_", "-")) for name, value in flags.items() if value is not None
     }
 
 
@@ -157,9 +153,7 @@ def _file_layer(config: Path | None) -> dict[str, tuple[Any, str]]:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise InvalidSetting(
-            f"The settings file {path} cannot be read: {error.strerror}."
-        ) from None
+        raise InvalidSetting(f"The settings file {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"The settings file {path} is not valid TOML: {error}.") from None
     layer = {}

@@ -20,9 +20,7 @@ class MedgeError(Exception):
     type = "server_error"
     code = "internal_error"
 
-    def __init__(
-        self, message: str, param: str | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message, param, retry_after_s)  # all of them: exceptions are pickled by args
         self.message = message
         self.param = param

@@ -14,9 +14,9 @@ from .memory import available_bytes, total_bytes
 
 # The instruction sets that decide which of llama.cpp's kernels run, by their names in /proc/cpuinfo.
 _INSTRUCTION_SETS = (
-    "avx2 fma avx512f avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_bf16 "  # x86-64
-    "asimddp i8mm bf16 sve sve2 sme"  # aarch64
-).split()
+    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),  # x86-64
+    *("asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),  # aarch64
+)
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,8 @@ def _cgroup2_left() -> int | None:
 
 def _cgroup1_left() -> int | None:
     folder = Path("/sys/fs/cgroup/memory")
-    limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+    limit, used = (
+        _number(folder / "memory.limit_in_bytes"),
+        _number(folder / "memory.usage_in_bytes"),
+    )
     return None if limit is None or used is None else limit - used

@@ -27,11 +27,7 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         return (
-            self.weights_bytes
-            + self.kv_bytes
-            + self.prefix_bytes
-            + self.compute_bytes
-            + self.process_bytes
+            self.weights_bytes + self.kv_bytes + self.prefix_bytes + self.compute_bytes + self.process_bytes
         )
 
 

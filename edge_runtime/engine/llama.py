@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 # OpenMP reads this when it is loaded. Its default spins at every barrier of the graph, which makes a
 # step up to 55 times slower as soon as another program takes a core; 1,000 rounds cost nothing when idle.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import llama_cpp as C  # noqa: E402
-import numpy as np  # noqa: E402
+import llama_cpp as C
+import numpy as np
 
-from ..errors import DecodeFailed, InvalidGrammar, InvalidModel, InvalidRequest  # noqa: E402
-from .request import Sampling, TokenLogprob  # noqa: E402
+from ..errors import DecodeFailed, InvalidGrammar, InvalidModel, InvalidRequest
+from .request import Sampling, TokenLogprob
 
 log = logging.getLogger("medge.llama")
+
+# One row of logits, of shape (n_vocab,).
+Logits: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 KV_TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0}
 
@@ -82,9 +85,7 @@ class Model:
     Use as a context manager, or call `close`; closing twice is fine.
     """
 
-    def __init__(
-        self, config: ModelConfig, on_progress: Callable[[float], None] | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, on_progress: Callable[[float], None] | None = None) -> None:
         """Load the weights and reserve all memory.
 
         Raises:
@@ -115,9 +116,7 @@ class Model:
             )
             self.max_outputs = config.n_sequences + N_EXTRA_OUTPUTS
             self._pieces: dict[tuple[int, bool], bytes] = {}
-            self._ends = frozenset(
-                t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t)
-            )
+            self._ends = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
             self._end_ids = np.array(sorted(self._ends), dtype=np.int64)
             self._candidates = np.zeros(
                 self.n_vocab, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)]
@@ -168,9 +167,7 @@ class Model:
         """
         for token in tokens:
             if not 0 <= token < self.n_vocab:
-                raise InvalidRequest(
-                    f"Token id {token} is not in this model's vocabulary of {self.n_vocab}."
-                )
+                raise InvalidRequest(f"Token id {token} is not in this model's vocabulary of {self.n_vocab}.")
 
     def is_end(self, token: int) -> bool:
         return token in self._ends
@@ -190,18 +187,16 @@ class Model:
             raise DecodeFailed(f"Decoding failed with status {status} ({reason}); ask again.")
         return ends
 
-    def logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def logits(self, index: int) -> Logits:
         """The logits at a batch index of the last decode: a writable view of shape (n_vocab,)."""
         pointer = C.llama_get_logits_ith(self._context, index)
         if not pointer:
             raise DecodeFailed(f"No logits at batch index {index}; ask again.")
         address = ctypes.addressof(pointer.contents)
-        row = (ctypes.c_float * self.n_vocab).from_address(address)
-        return np.frombuffer(row, dtype=np.float32)
+        row: Logits = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
+        return row
 
-    def logprob(
-        self, logits: np.ndarray[Any, np.dtype[np.float32]], token: int, n_top: int
-    ) -> TokenLogprob:
+    def logprob(self, logits: Logits, token: int, n_top: int) -> TokenLogprob:
         """Log-probability of `token`, with the `n_top` best alternatives, from one row of logits."""
         peak = float(logits.max())
         log_sum = peak + float(np.log(np.exp(logits - peak, dtype=np.float64).sum()))
@@ -213,7 +208,7 @@ class Model:
         piece = self.piece(token, special=True)
         return TokenLogprob(token, piece, float(logits[token]) - log_sum, tuple(top))
 
-    def forbid_end(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    def forbid_end(self, logits: Logits) -> None:
         """Make every end token impossible in this row."""
         logits[self._end_ids] = -np.inf
 
@@ -249,7 +244,8 @@ class Model:
         if not handle:
             reason = " ".join("".join(lines).split())[:300] or "no reason given"
             raise InvalidGrammar(
-                f"The grammar does not parse: {reason}. Send GBNF with a rule named root.", "grammar"
+                f"The grammar does not parse: {reason}. Send GBNF with a rule named root.",
+                "grammar",
             )
         return handle
 
@@ -257,9 +253,7 @@ class Model:
 class Sampler:
     """Chooses tokens for one request, and remembers what it chose."""
 
-    def __init__(
-        self, model: Model, sampling: Sampling, grammar: str | None, prompt: Sequence[int]
-    ) -> None:
+    def __init__(self, model: Model, sampling: Sampling, grammar: str | None, prompt: Sequence[int]) -> None:
         self._model = model
         self._stack = ExitStack()
         self._bias = sampling.logit_bias
@@ -286,7 +280,7 @@ class Sampler:
     def close(self) -> None:
         self._stack.close()
 
-    def sample(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+    def sample(self, logits: Logits) -> int:
         """The next token for a row of logits, which may be changed.
 
         Raises:
@@ -308,7 +302,7 @@ class Sampler:
         C.llama_sampler_accept(self._chain, token)
         return token
 
-    def _fill(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+    def _fill(self, logits: Logits) -> Any:
         rows = self._model._candidates
         rows["id"] = self._model._ids
         rows["logit"] = logits
@@ -316,7 +310,7 @@ class Sampler:
         data = rows.ctypes.data_as(C.llama_token_data_p)
         return C.llama_token_data_array(data=data, size=len(rows), selected=-1, sorted=False)
 
-    def _apply(self, chain: Any, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+    def _apply(self, chain: Any, logits: Logits) -> int:
         return self._chosen(chain, self._fill(logits))
 
     def _chosen(self, chain: Any, candidates: Any) -> int:
@@ -332,13 +326,11 @@ class Sampler:
 
     def _allows(self, token: int) -> bool:
         one = C.llama_token_data(id=token, logit=1.0, p=0.0)
-        array = C.llama_token_data_array(
-            data=ctypes.pointer(one), size=1, selected=-1, sorted=False
-        )
+        array = C.llama_token_data_array(data=ctypes.pointer(one), size=1, selected=-1, sorted=False)
         C.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return bool(np.isfinite(array.data[0].logit))
 
-    def _apply_both(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+    def _apply_both(self, logits: Logits) -> int:
         candidates = self._fill(logits)
         C.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
         return self._chosen(self._chain, candidates)
@@ -368,11 +360,32 @@ def schema_to_grammar(schema: dict[str, Any]) -> str:
 
 # Keywords that the conversion enforces, and those that only describe.
 _ENFORCED = frozenset(
-    "type properties required additionalProperties items prefixItems minItems maxItems enum const "
-    "anyOf oneOf $ref $defs definitions pattern minLength maxLength format".split()
+    [
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "enum",
+        "const",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "$defs",
+        "definitions",
+        "pattern",
+        "minLength",
+        "maxLength",
+        "format",
+    ]
 )
-_DESCRIBING = frozenset("title description default examples $schema $id $comment deprecated".split())
-_FORMATS = frozenset("date time date-time uuid".split())
+_DESCRIBING = frozenset(
+    ["title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"]
+)
+_FORMATS = frozenset(["date", "time", "date-time", "uuid"])
 
 
 def _check_schema(schema: Any, where: str) -> None:
@@ -470,7 +483,7 @@ _LOG_LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _lines: list[str] = []
 
 
-@C.llama_log_callback  # type: ignore[misc]
+@C.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
     if level in _LOG_LEVELS or level == 5:  # 5 continues the line before; 0 and 1 are debugging
         line = text.decode("utf-8", errors="replace")
@@ -488,15 +501,13 @@ def _capture_log() -> list[str]:
     return _lines
 
 
-def _load(
-    config: ModelConfig, on_progress: Callable[[float], None] | None, lines: list[str]
-) -> Any:
+def _load(config: ModelConfig, on_progress: Callable[[float], None] | None, lines: list[str]) -> Any:
     params = C.llama_model_default_params()
     params.n_gpu_layers = config.n_gpu_layers
     # Read instead of map: a mapped file stays resident beside the copy that is repacked for the CPU.
     params.load_mode = C.LLAMA_LOAD_MODE_NONE
 
-    @C.llama_progress_callback  # type: ignore[misc]
+    @C.llama_progress_callback  # type: ignore[untyped-decorator]
     def progress(share: float, _: Any) -> bool:
         if on_progress:
             on_progress(share)
@@ -523,9 +534,7 @@ def _new_context(model: Any, config: ModelConfig, lines: list[str]) -> Any:
     params.n_threads = params.n_threads_batch = config.n_threads
     params.type_k = params.type_v = KV_TYPES[config.kv]
     params.flash_attn_type = (
-        C.LLAMA_FLASH_ATTN_TYPE_AUTO
-        if config.flash_attention
-        else C.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        C.LLAMA_FLASH_ATTN_TYPE_AUTO if config.flash_attention else C.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
     params.no_perf = True
     context = C.llama_init_from_model(model, params)

@@ -6,7 +6,7 @@ A caller submits a `Request` and receives any number of `Delta`, then exactly on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal, TypeAlias
 
 from ..errors import MedgeError
 
@@ -148,4 +148,4 @@ class Failed:
     error: MedgeError
 
 
-Event = Union[Delta, Done, Failed]
+Event: TypeAlias = Delta | Done | Failed

@@ -160,7 +160,7 @@ def create_app(
     app = FastAPI(title="medge", version=__version__, lifespan=lifespan, redoc_url=None)
     allowed = [settings.host, *(settings.allow_host or "").split(",")]
     app.add_middleware(
-        Guard,  # type: ignore[arg-type]
+        Guard,
         hosts=frozenset(name.strip().lower() for name in allowed if name.strip()),
         api_key=settings.api_key,
         origin=settings.allow_origin,
@@ -351,9 +351,7 @@ class Stream(_TicketResponse):
     Nothing is sent before the first event, so that a request that is refused has its proper status.
     """
 
-    def __init__(
-        self, server: Server, tickets: list[Ticket], answer: Answer, include_usage: bool
-    ) -> None:
+    def __init__(self, server: Server, tickets: list[Ticket], answer: Answer, include_usage: bool) -> None:
         super().__init__(server, tickets, answer)
         self._include_usage = include_usage
         self._patience_s = server.settings.body_timeout_s
@@ -443,9 +441,9 @@ _ERROR = {
     "description": "OpenAI's error form",
     "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
 }
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: _ERROR for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
-}
+_RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    (400, 401, 403, 404, 408, 413, 429, 500, 503, 504), _ERROR
+)
 
 
 def _body_of(model: type[ChatBody] | type[CompletionBody]) -> dict[str, Any]:

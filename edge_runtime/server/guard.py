@@ -13,7 +13,14 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ..errors import BodyTooLarge, ForbiddenHost, InvalidRequest, MedgeError, RequestTimeout, Unauthorized
+from ..errors import (
+    BodyTooLarge,
+    ForbiddenHost,
+    InvalidRequest,
+    MedgeError,
+    RequestTimeout,
+    Unauthorized,
+)
 from .openai import error_body
 
 Scope = MutableMapping[str, Any]

@@ -133,7 +133,7 @@ class _Common(BaseModel):
 
     def sampling(self, index: int) -> Sampling:
         """The sampling of choice `index`: choices of one request differ by their seed."""
-        given = {
+        given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
@@ -151,7 +151,7 @@ class _Common(BaseModel):
                 )
             bias.append((int(key), float("-inf") if value == -100 else value))
         return Sampling(
-            **{k: v for k, v in given.items() if v is not None},  # type: ignore[arg-type]
+            **{k: v for k, v in given.items() if v is not None},
             logit_bias=tuple(bias),
         )
 
@@ -209,21 +209,20 @@ class CompletionBody(_Common):
         if not value:
             raise InvalidRequest("prompt is an empty list; send some text.", "prompt")
         if isinstance(value[0], int):
-            return [tuple(value)]  # type: ignore[arg-type]
-        return [p if isinstance(p, str) else tuple(p) for p in value]  # type: ignore[arg-type]
+            return [tuple(value)]
+        return [p if isinstance(p, str) else tuple(p) for p in value]
 
     def asks(self, deadline_s: float) -> list[Ask]:
         prompts = self.prompts()
         if len(prompts) > MAX_CHOICES:
             raise InvalidRequest(
-                f"prompt has {len(prompts)} entries; at most {MAX_CHOICES} are taken at once.", "prompt"
+                f"prompt has {len(prompts)} entries; at most {MAX_CHOICES} are taken at once.",
+                "prompt",
             )
         limit = 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default here
         asks = []
         for prompt in prompts:
-            form: dict[str, Any] = (
-                {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt}
-            )
+            form: dict[str, Any] = {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt}
             asks += _asks(self, deadline_s, limit, self.logprobs, bool(self.echo), **form)
         return asks
 
@@ -237,7 +236,9 @@ def _asks(
     **form: Any,
 ) -> list[Ask]:
     if max_tokens == 0 and not echo:
-        raise InvalidRequest("max_tokens is 0, so there is nothing to answer; ask for 1 or more.", "max_tokens")
+        raise InvalidRequest(
+            "max_tokens is 0, so there is nothing to answer; ask for 1 or more.", "max_tokens"
+        )
     schema, grammar = body.schema_and_grammar()
     return [
         Ask(
@@ -296,17 +297,14 @@ def _refuse_surrogates(data: bytes, value: dict[str, Any]) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidRequest(
-            "The body has half a character: a surrogate like \\ud83d without its pair. "
-            "Send whole characters."
+            "The body has half a character: a surrogate like \\ud83d without its pair. Send whole characters."
         ) from None
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     # Unions report every alternative; the deepest error is about the one that was meant.
     first = max(error.errors(), key=lambda e: len(e["loc"]))
-    path = ".".join(
-        str(p) for p in first["loc"] if not (isinstance(p, str) and ("[" in p or p in _BRANCHES))
-    )
+    path = ".".join(str(p) for p in first["loc"] if not (isinstance(p, str) and ("[" in p or p in _BRANCHES)))
     if first["type"] == "extra_forbidden":
         return Unsupported(f"Unknown field {path!r}. Leave it out, or check its spelling.", path)
     shown = json.dumps(first["input"], default=str)
@@ -402,7 +400,10 @@ class Answer:
         return f"{self._head}],{json.dumps(extra)[1:]}\n\n"
 
     def whole(
-        self, texts: Sequence[str], logprobs: Sequence[Sequence[TokenLogprob]], dones: Sequence[Done]
+        self,
+        texts: Sequence[str],
+        logprobs: Sequence[Sequence[TokenLogprob]],
+        dones: Sequence[Done],
     ) -> dict[str, Any]:
         choices = []
         for index, (text, done) in enumerate(zip(texts, dones)):
@@ -459,8 +460,7 @@ def _completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> dict[
         "tokens": [_text(t.piece) for t in tokens],
         "token_logprobs": [None if t.logprob is None else _finite(t.logprob) for t in tokens],
         "top_logprobs": [
-            None if t.logprob is None else {_text(p): _finite(lp) for _, p, lp in t.top}
-            for t in tokens
+            None if t.logprob is None else {_text(p): _finite(lp) for _, p, lp in t.top} for t in tokens
         ],
         "text_offset": offsets,
     }
@@ -485,4 +485,3 @@ def error_event(error: MedgeError) -> str:
 def models(name: str, created: int) -> dict[str, Any]:
     entry = {"id": name, "object": "model", "created": created, "owned_by": "medge"}
     return {"object": "list", "data": [entry]}
-

@@ -24,8 +24,8 @@ from .line import (
     Ask,
     Cancel,
     Forget,
-    Loading,
     LoadFailed,
+    Loading,
     Ping,
     Ready,
     Running,
@@ -197,10 +197,9 @@ class Worker:
                 why = await self._live()
             finally:
                 await self._kill()
-            if self.status == "failed":
-                return
-            self._died(why)
-            if self.status == "failed":
+            if self.error is None:
+                self._died(why)
+            if self.error is not None:
                 return
             await asyncio.sleep(0.2)
 
@@ -226,8 +225,9 @@ class Worker:
                 header = await process.stdout.readexactly(HEADER_BYTES)
                 body = await process.stdout.readexactly(body_length(header))
                 self._heard = time.monotonic()
-                self._take(unpack(body))
-                if self.status == "failed":
+                message = unpack(body)
+                self._take(message)
+                if isinstance(message, LoadFailed):
                     return "the model cannot be loaded"
         except asyncio.IncompleteReadError:
             code = await process.wait()

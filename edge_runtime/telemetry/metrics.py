@@ -17,9 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = r = CollectorRegistry()
-        self._ttft = Histogram(
-            "medge_ttft_seconds", "Time to first token", buckets=_SECONDS, registry=r
-        )
+        self._ttft = Histogram("medge_ttft_seconds", "Time to first token", buckets=_SECONDS, registry=r)
         self._itl = Histogram(
             "medge_itl_seconds", "Time between two tokens of an answer", buckets=_GAPS, registry=r
         )
