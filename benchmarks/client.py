@@ -134,9 +134,7 @@ async def _model_name(session: aiohttp.ClientSession, base_url: str) -> str:
         raise Unavailable(f"{url} does not name a model ({error!r}).") from error
 
 
-async def _ask(
-    session: aiohttp.ClientSession, asking: Asking, model: str, prompt: Prompt
-) -> Answer:
+async def _ask(session: aiohttp.ClientSession, asking: Asking, model: str, prompt: Prompt) -> Answer:
     body = {
         "model": model,
         "messages": prompt.messages,

@@ -58,9 +58,7 @@ def command_words(template: str, values: dict[str, object]) -> list[str]:
     if not words:
         raise InvalidSetting("A command for a server is empty; give one, or leave out the option.")
     if "{port}" not in template:
-        raise InvalidSetting(
-            f"The command {template!r} must say {{port}}, which differs each time."
-        )
+        raise InvalidSetting(f"The command {template!r} must say {{port}}, which differs each time.")
     if shutil.which(words[0]) is None:
         remedy = GET_LLAMA_SERVER if "llama-server" in words[0] else "Check its name and the PATH."
         raise InvalidSetting(f"The command {words[0]!r} was not found. {remedy}")
@@ -175,9 +173,7 @@ class Server:
         while time.monotonic() < deadline:
             code = self._process.poll()
             if code is not None:
-                raise Unavailable(
-                    f"`{command}` ended with {code} before it was healthy; {self.last_lines()}"
-                )
+                raise Unavailable(f"`{command}` ended with {code} before it was healthy; {self.last_lines()}")
             if self._is_healthy():
                 return
             time.sleep(0.1)

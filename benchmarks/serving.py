@@ -34,8 +34,7 @@ OURS = (
     "--threads {threads} --port {port}"
 )
 LLAMA_SERVER = (
-    "llama-server -m {model} -np {slots} -c {total_ctx} -t {threads} -fa on "
-    "--port {port} --host 127.0.0.1"
+    "llama-server -m {model} -np {slots} -c {total_ctx} -t {threads} -fa on --port {port} --host 127.0.0.1"
 )
 RESULTS = Path(__file__).parent / "results" / "serving.jsonl"
 USUAL_WORKLOADS = ("single", "shared", "mixed", "busy")
@@ -240,14 +239,10 @@ def main(
         int | None,
         typer.Option(help="Of the prompts. Default: new each time, so that no saved cache helps."),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: a free one each time.")
-    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one each time.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to become healthy.")] = 120.0,
     request_timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0,
-    note: Annotated[
-        str | None, typer.Option(help="Kept with each result, e.g. how B was built.")
-    ] = None,
+    note: Annotated[str | None, typer.Option(help="Kept with each result, e.g. how B was built.")] = None,
     out: Annotated[
         Path,
         typer.Option(

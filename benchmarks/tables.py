@@ -78,11 +78,7 @@ class Row:
 def one_line(record: Record) -> str:
     """A finished run in a few words, for the progress display."""
     names = ("tokens_per_s", "ttft_p50_s", "itl_p99_s", "peak_pss_bytes")
-    shown = [
-        f"{figure.label} {figure.text(record['figures'])}"
-        for figure in FIGURES
-        if figure.name in names
-    ]
+    shown = [f"{figure.label} {figure.text(record['figures'])}" for figure in FIGURES if figure.name in names]
     return ", ".join([*shown, *(f"ERROR {error}" for error in record["errors"])])
 
 
@@ -177,9 +173,7 @@ def markdown(path: Path) -> str:
         ]
         for row in table_rows(workload, own):
             verdict = {None: "", True: ", met", False: ", **missed**"}[row.is_met]
-            parts.append(
-                f"| {row.label} | {row.a} | {row.b} | {row.ratio} | {row.target}{verdict} |"
-            )
+            parts.append(f"| {row.label} | {row.a} | {row.b} | {row.ratio} | {row.target}{verdict} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -199,9 +199,7 @@ def probe_prompts(seed: str) -> tuple[tuple[int, Prompt], tuple[int, Prompt]]:
     def probe(n_words: int) -> tuple[int, Prompt]:
         half = n_words // 2
         system = _message("system", clinical_text(random, half))
-        return n_words, Prompt(
-            "short", (system, _message("user", clinical_text(random, n_words - half)))
-        )
+        return n_words, Prompt("short", (system, _message("user", clinical_text(random, n_words - half))))
 
     return probe(60), probe(360)
 

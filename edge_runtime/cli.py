@@ -143,7 +143,10 @@ def _root(
 
 @app.command()
 @with_settings(*Settings.model_fields)
-def serve(settings: Settings, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says too.")] = False) -> None:  # fmt: skip
+def serve(
+    settings: Settings,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says too.")] = False,
+) -> None:
     """Serve a model: an API in OpenAI's form, and a page to ask it in a browser.
 
     Only this machine can reach it, unless you give --host and --api-key. Prompts and answers are not logged.

@@ -1,4 +1,4 @@
-"""Every setting once: a field is the flag, the environment variable, the TOML key, the help text and the check.
+"""Every setting once: a field is flag, environment variable, TOML key, help text and check.
 
 `--kv q8_0`, `MEDGE_KV=q8_0` and `kv = "q8_0"` mean the same. A flag wins over the environment, and that over
 the file. Unknown names are refused.

@@ -28,6 +28,7 @@ from ..errors import (
     MedgeError,
     QueueFull,
 )
+from .constraint import Constraint, Grammars
 from .llama import N_EXTRA_OUTPUTS, Chunk, Model, ModelConfig, Sampler
 from .prefix import MIN_SHARED, PrefixStore, common_length
 from .request import (
@@ -37,6 +38,7 @@ from .request import (
     Failed,
     FinishReason,
     Request,
+    Sampling,
     Timing,
     TokenLogprob,
 )
@@ -110,6 +112,7 @@ class Job:
     """What is known of a request between submission and its last event."""
 
     request: Request
+    constraint: Constraint | None
     arrival: int
     submitted: float
     started: float = 0.0
@@ -180,6 +183,7 @@ class Engine:
             model.copy,
             model.clear,
         )
+        self._grammars = Grammars(model)
         self._governor = ThreadGovernor(config.n_threads)
         self._n_threads = config.n_threads
         self._lock = threading.Lock()  # guards the five below
@@ -239,10 +243,12 @@ class Engine:
         Raises:
             ContextLengthExceeded: the prompt leaves no room for an answer.
             InvalidRequest: an empty prompt, a token id out of range, or an id that is alive.
+            InvalidGrammar: the grammar cannot be used.
             QueueFull: `max_waiting` requests are waiting already.
             EngineClosed: after `close`.
         """
         self._check(request)
+        constraint = self._grammars.compile(request.grammar) if request.grammar else None
         with self._lock:
             if self._closed:
                 raise EngineClosed("The engine is closed; start it again.")
@@ -255,7 +261,7 @@ class Engine:
                 )
             self._n_arrived += 1
             self._alive.add(request.id)
-            self._waiting.append(Job(request, self._n_arrived, time.monotonic()))
+            self._waiting.append(Job(request, constraint, self._n_arrived, time.monotonic()))
         self._wake.set()
 
     def cancel(self, request_id: str) -> None:
@@ -374,11 +380,7 @@ class Engine:
         request = job.request
         job.started = time.monotonic()
         self._on_start(request.id)
-        try:
-            job.sampler = self.model.sampler(_seeded(request).sampling, request.grammar, request.tokens)
-        except MedgeError as error:
-            self._fail(job, error)
-            return
+        job.sampler = self.model.sampler(_seeded(request.sampling), request.tokens)
         job.text = TextStream(request.stop)
         slot = _best_slot(free, request)
         n = self._reuse(slot, request) if self.model.can_share and not request.scores_prompt else 0
@@ -528,8 +530,12 @@ class Engine:
             clean = row.copy()  # sampling may change the row
         if request.ignore_eos:
             self.model.forbid_end(row)
+        if job.constraint:
+            job.constraint.apply(row)
         assert job.sampler is not None
         token = job.sampler.sample(row)
+        if job.constraint:
+            job.constraint.accept(token)
         if self.model.is_end(token) and not request.ignore_eos:
             self._finish(slot, job, "stop")
             return
@@ -646,10 +652,8 @@ def _end_of(job: Job, now: float) -> MedgeError:
     return Cancelled("The request was cancelled.")
 
 
-def _seeded(request: Request) -> Request:
-    if request.sampling.seed is not None:
-        return request
-    return replace(request, sampling=replace(request.sampling, seed=random.getrandbits(32)))
+def _seeded(sampling: Sampling) -> Sampling:
+    return sampling if sampling.seed is not None else replace(sampling, seed=random.getrandbits(32))
 
 
 def _state(slot: Slot) -> SlotState:

@@ -1,4 +1,4 @@
-"""The only file of the runtime that imports llama_cpp: load, tokenize, batch, decode, sample, sequence memory.
+"""The only file of the runtime that imports llama_cpp: load, tokenize, decode, sample, sequence memory.
 
 It knows no requests and no slots. Its callers keep the promises that llama.cpp answers with abort() when
 they are broken: sequence ids in range, positions that follow each other, no more tokens than the batch holds.
@@ -7,8 +7,8 @@ they are broken: sequence ids in range, positions that follow each other, no mor
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import llama_cpp as C
 import numpy as np
 
-from ..errors import DecodeFailed, InvalidGrammar, InvalidModel, InvalidRequest
+from ..errors import DecodeFailed, InvalidModel, InvalidRequest
 from .request import Sampling, TokenLogprob
 
 log = logging.getLogger("medge.llama")
@@ -116,8 +116,8 @@ class Model:
             )
             self.max_outputs = config.n_sequences + N_EXTRA_OUTPUTS
             self._pieces: dict[tuple[int, bool], bytes] = {}
-            self._ends = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
-            self._end_ids = np.array(sorted(self._ends), dtype=np.int64)
+            self.ends = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
+            self._end_ids = np.array(sorted(self.ends), dtype=np.int64)
             self._candidates = np.zeros(
                 self.n_vocab, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)]
             )
@@ -170,7 +170,10 @@ class Model:
                 raise InvalidRequest(f"Token id {token} is not in this model's vocabulary of {self.n_vocab}.")
 
     def is_end(self, token: int) -> bool:
-        return token in self._ends
+        return token in self.ends
+
+    def is_control(self, token: int) -> bool:
+        return bool(C.llama_vocab_is_control(self._vocab, token))
 
     # -- decode
 
@@ -212,6 +215,15 @@ class Model:
         """Make every end token impossible in this row."""
         logits[self._end_ids] = -np.inf
 
+    def candidates(self, logits: Logits) -> Any:
+        """A row in the form that llama.cpp's samplers take. It lives until the next call."""
+        rows = self._candidates
+        rows["id"] = self._ids
+        rows["logit"] = logits
+        rows["p"] = 0
+        data = rows.ctypes.data_as(C.llama_token_data_p)
+        return C.llama_token_data_array(data=data, size=len(rows), selected=-1, sorted=False)
+
     def set_threads(self, n: int) -> None:
         C.llama_set_n_threads(self._context, n, n)
 
@@ -230,194 +242,56 @@ class Model:
 
     # -- sampling
 
-    def sampler(self, sampling: Sampling, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        """A sampler for one request.
-
-        Raises:
-            InvalidGrammar: the grammar does not parse.
-        """
-        return Sampler(self, sampling, grammar, prompt)
-
-    def _grammar(self, grammar: str) -> Any:
-        lines = _capture_log()
-        handle = C.llama_sampler_init_grammar(self._vocab, grammar.encode("utf-8"), b"root")
-        if not handle:
-            reason = " ".join("".join(lines).split())[:300] or "no reason given"
-            raise InvalidGrammar(
-                f"The grammar does not parse: {reason}. Send GBNF with a rule named root.",
-                "grammar",
-            )
-        return handle
+    def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> Sampler:
+        """A sampler for one request, which closes it."""
+        return Sampler(self, sampling, prompt)
 
 
 class Sampler:
     """Chooses tokens for one request, and remembers what it chose."""
 
-    def __init__(self, model: Model, sampling: Sampling, grammar: str | None, prompt: Sequence[int]) -> None:
+    def __init__(self, model: Model, sampling: Sampling, prompt: Sequence[int]) -> None:
         self._model = model
-        self._stack = ExitStack()
         self._bias = sampling.logit_bias
-        self._grammar = model._grammar(grammar) if grammar else None
-        if self._grammar:
-            self._stack.callback(C.llama_sampler_free, self._grammar)
-        links = list(_links(sampling, model.n_vocab, prompt))
+        self._closing = ExitStack()
         self._chain = None
-        if links or self._grammar:
-            chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-            self._stack.callback(C.llama_sampler_free, chain)
-            greedy = sampling.temperature <= 0
-            links.append(
-                C.llama_sampler_init_greedy()
-                if greedy
-                else C.llama_sampler_init_dist(
-                    C.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-                )
-            )
+        links = list(_links(sampling, model.n_vocab, prompt))
+        if links:
+            self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+            self._closing.callback(C.llama_sampler_free, self._chain)
             for link in links:
-                C.llama_sampler_chain_add(chain, link)  # the chain frees its links
-            self._chain = chain
+                C.llama_sampler_chain_add(self._chain, link)  # the chain frees its links
 
     def close(self) -> None:
-        self._stack.close()
+        self._closing.close()
 
     def sample(self, logits: Logits) -> int:
         """The next token for a row of logits, which may be changed.
 
         Raises:
-            DecodeFailed: the grammar allows no token of the vocabulary, or no logit is finite.
+            DecodeFailed: no token is possible.
         """
         for token, bias in self._bias:
             logits[token] += bias
         if self._chain is None:
             token = int(logits.argmax())
-            if not np.isfinite(logits[token]):
-                raise DecodeFailed("The model gave no usable logits; the file may be damaged.")
-            return token
-        token = self._apply(self._chain, logits)
-        if self._grammar:
-            # Asking the grammar about one token is far cheaper than about the whole vocabulary.
-            if not self._allows(token):
-                token = self._apply_both(logits)
-            C.llama_sampler_accept(self._grammar, token)
+            return self._possible(token, float(logits[token]))
+        rows = self._model.candidates(logits)
+        C.llama_sampler_apply(self._chain, ctypes.byref(rows))
+        if not 0 <= rows.selected < rows.size:
+            raise DecodeFailed("The sampler chose no token; relax the sampling settings.")
+        chosen = rows.data[rows.selected]
+        token = self._possible(int(chosen.id), float(chosen.logit))
         C.llama_sampler_accept(self._chain, token)
         return token
 
-    def _fill(self, logits: Logits) -> Any:
-        rows = self._model._candidates
-        rows["id"] = self._model._ids
-        rows["logit"] = logits
-        rows["p"] = 0
-        data = rows.ctypes.data_as(C.llama_token_data_p)
-        return C.llama_token_data_array(data=data, size=len(rows), selected=-1, sorted=False)
-
-    def _apply(self, chain: Any, logits: Logits) -> int:
-        return self._chosen(chain, self._fill(logits))
-
-    def _chosen(self, chain: Any, candidates: Any) -> int:
-        C.llama_sampler_apply(chain, ctypes.byref(candidates))
-        if not 0 <= candidates.selected < candidates.size:
-            raise DecodeFailed("The sampler chose no token; relax the sampling settings.")
-        chosen = candidates.data[candidates.selected]
-        if not np.isfinite(chosen.logit):
+    @staticmethod
+    def _possible(token: int, logit: float) -> int:
+        if not math.isfinite(logit):
             raise DecodeFailed(
                 "No token of the vocabulary is possible here; relax the grammar or the logit_bias."
             )
-        return int(chosen.id)
-
-    def _allows(self, token: int) -> bool:
-        one = C.llama_token_data(id=token, logit=1.0, p=0.0)
-        array = C.llama_token_data_array(data=ctypes.pointer(one), size=1, selected=-1, sorted=False)
-        C.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(np.isfinite(array.data[0].logit))
-
-    def _apply_both(self, logits: Logits) -> int:
-        candidates = self._fill(logits)
-        C.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
-        return self._chosen(self._chain, candidates)
-
-
-def schema_to_grammar(schema: dict[str, Any]) -> str:
-    """GBNF for a JSON schema.
-
-    Raises:
-        InvalidGrammar: the schema uses a keyword that the grammar could not enforce.
-    """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    _check_schema(schema, "schema")
-    try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
-    except (AssertionError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise InvalidGrammar(
-            f"The JSON schema cannot become a grammar: {error!s:.200}. Simplify it.",
-            "response_format",
-        ) from None
-    except RecursionError:
-        raise InvalidGrammar(
-            "The JSON schema is nested too deeply. Make it flatter.", "response_format"
-        ) from None
-
-
-# Keywords that the conversion enforces, and those that only describe.
-_ENFORCED = frozenset(
-    [
-        "type",
-        "properties",
-        "required",
-        "additionalProperties",
-        "items",
-        "prefixItems",
-        "minItems",
-        "maxItems",
-        "enum",
-        "const",
-        "anyOf",
-        "oneOf",
-        "$ref",
-        "$defs",
-        "definitions",
-        "pattern",
-        "minLength",
-        "maxLength",
-        "format",
-    ]
-)
-_DESCRIBING = frozenset(
-    ["title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"]
-)
-_FORMATS = frozenset(["date", "time", "date-time", "uuid"])
-
-
-def _check_schema(schema: Any, where: str) -> None:
-    if isinstance(schema, bool):
-        return
-    if not isinstance(schema, dict):
-        raise InvalidGrammar(
-            f"{where} must be a JSON object, not {type(schema).__name__}.", "response_format"
-        )
-    for key, value in schema.items():
-        if key not in _ENFORCED and key not in _DESCRIBING:
-            raise InvalidGrammar(
-                f"{where}.{key} is not supported: the answer could not be held to it. Leave it out.",
-                "response_format",
-            )
-        if key == "format" and value not in _FORMATS:
-            raise InvalidGrammar(
-                f"{where}.format {value!r} is not supported. Use one of: {', '.join(sorted(_FORMATS))}.",
-                "response_format",
-            )
-        if key in ("properties", "$defs", "definitions"):
-            if not isinstance(value, dict):
-                raise InvalidGrammar(f"{where}.{key} must be an object.", "response_format")
-            for name, sub in value.items():
-                _check_schema(sub, f"{where}.{key}.{name}")
-        elif key in ("anyOf", "oneOf", "prefixItems"):
-            if not isinstance(value, list) or not value:
-                raise InvalidGrammar(f"{where}.{key} must be a non-empty list.", "response_format")
-            for i, sub in enumerate(value):
-                _check_schema(sub, f"{where}.{key}[{i}]")
-        elif key in ("items", "additionalProperties"):
-            _check_schema(value, f"{where}.{key}")
+        return token
 
 
 def _links(sampling: Sampling, n_vocab: int, prompt: Sequence[int]) -> Iterator[Any]:
@@ -440,6 +314,11 @@ def _links(sampling: Sampling, n_vocab: int, prompt: Sequence[int]) -> Iterator[
         if sampling.min_p > 0.0:
             yield C.llama_sampler_init_min_p(sampling.min_p, 1)
         yield C.llama_sampler_init_temp(sampling.temperature)
+        yield C.llama_sampler_init_dist(
+            C.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        )
+    elif sampling.repeat_penalty != 1.0 or sampling.frequency_penalty or sampling.presence_penalty:
+        yield C.llama_sampler_init_greedy()
 
 
 class _Batch:

@@ -43,6 +43,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What an answer must be a sentence of: GBNF with a rule `root`, or the JSON of a JSON schema."""
+
+    kind: Literal["gbnf", "json_schema"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt and how to answer it.
 
@@ -55,7 +63,7 @@ class Request:
         echo: the first `Delta` begins with the prompt: its text, and with `n_top_logprobs` also the
             log-probability of each of its tokens.
         prompt_text: what `echo` shows.
-        grammar: GBNF with a rule `root`; the answer is a sentence of it.
+        grammar: the answer is a sentence of it.
         ignore_eos: go on after an end token (for benchmarks).
         deadline_s: give up this long after submission.
         conversation: requests with the same name share one history, which `Engine.forget` clears.
@@ -69,7 +77,7 @@ class Request:
     n_top_logprobs: int | None = None
     echo: bool = False
     prompt_text: str = ""
-    grammar: str | None = None
+    grammar: Grammar | None = None
     ignore_eos: bool = False
     deadline_s: float | None = None
     conversation: str | None = None

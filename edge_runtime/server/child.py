@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ..engine.engine import Engine, EngineConfig
-from ..engine.llama import Model, schema_to_grammar
+from ..engine.llama import Model
 from ..engine.request import Event, Failed, Request
 from ..errors import InvalidModel, MedgeError
 from ..prompts.chat import ChatTemplate
@@ -101,8 +101,7 @@ class Child:
         else:
             tokens = list(ask.tokens or ())
             model.check_tokens(tokens)
-        grammar = request.grammar if ask.schema is None else schema_to_grammar(ask.schema)
-        request = replace(request, tokens=tokens, grammar=grammar)
+        request = replace(request, tokens=tokens)
         if request.echo:
             pieces = b"".join(model.piece(t, special=True) for t in tokens)
             request = replace(request, prompt_text=ask.text or pieces.decode("utf-8", "replace"))

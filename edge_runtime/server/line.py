@@ -42,14 +42,12 @@ class Ask:
         messages: a conversation, for the model's chat template.
         text: a plain prompt.
         tokens: token ids.
-        schema: a JSON schema that the answer must follow.
     """
 
     request: Request
     messages: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
-    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..engine.request import Delta, Done, Request, Sampling, TokenLogprob
+from ..engine.request import Delta, Done, Grammar, Request, Sampling, TokenLogprob
 from ..errors import InvalidRequest, MedgeError, Unsupported
 from .line import Ask
 
@@ -155,20 +155,20 @@ class _Common(BaseModel):
             logit_bias=tuple(bias),
         )
 
-    def schema_and_grammar(self) -> tuple[dict[str, Any] | None, str | None]:
+    def answer_grammar(self) -> Grammar | None:
         form = self.response_format
-        if form is not None and form.type != "text" and self.grammar is not None:
-            raise InvalidRequest("Send either grammar or response_format, not both.", "grammar")
         if form is None or form.type == "text":
-            return None, self.grammar
+            return None if self.grammar is None else Grammar("gbnf", self.grammar)
+        if self.grammar is not None:
+            raise InvalidRequest("Send either grammar or response_format, not both.", "grammar")
         if form.type == "json_object":
-            return {"type": "object"}, None
+            return Grammar("json_schema", '{"type": "object"}')
         if form.json_schema is None:
             raise InvalidRequest(
                 "response_format of type json_schema needs json_schema with name and schema.",
                 "response_format.json_schema",
             )
-        return form.json_schema.schema_, None
+        return Grammar("json_schema", json.dumps(form.json_schema.schema_))
 
 
 class ChatBody(_Common):
@@ -239,7 +239,7 @@ def _asks(
         raise InvalidRequest(
             "max_tokens is 0, so there is nothing to answer; ask for 1 or more.", "max_tokens"
         )
-    schema, grammar = body.schema_and_grammar()
+    grammar = body.answer_grammar()
     return [
         Ask(
             Request(
@@ -255,7 +255,6 @@ def _asks(
                 deadline_s=min(body.deadline_s or deadline_s, deadline_s),
                 conversation=body.conversation,
             ),
-            schema=schema,
             **form,
         )
         for index in range(body.n or 1)
@@ -378,7 +377,8 @@ class Answer:
         """The chunk that opens a choice of a chat."""
         if not self._chat:
             return ""
-        return f'{self._head}{{"index":{index},"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}]}}\n\n'
+        delta = '"delta":{"role":"assistant","content":""}'
+        return f'{self._head}{{"index":{index},{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
     def chunk(self, index: int, delta: Delta, offset: int = 0) -> str:
         """New text. `offset` is the length of the choice's text before it."""

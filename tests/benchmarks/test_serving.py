@@ -189,9 +189,7 @@ def test_times_and_tokens_are_those_of_the_server(stub: str) -> None:
         ("uncounted", "no usage"),
     ],
 )
-def test_an_answer_that_is_not_whole_is_an_error_and_nothing_else(
-    stub: str, mode: str, message: str
-) -> None:
+def test_an_answer_that_is_not_whole_is_an_error_and_nothing_else(stub: str, mode: str, message: str) -> None:
     load = ask(f"{stub} --mode {mode}", n_prompts=1)
     (answer,) = load.answers
     assert answer.error is not None and re.search(message, answer.error)
@@ -369,9 +367,7 @@ def test_two_servers_in_turn_leave_one_line_a_run_and_a_table(stub: str, tmp_pat
     assert "| tok/s |" in shown and "≥ 1.3, met" in shown and "stubs" in shown
 
 
-def test_a_server_that_answers_nothing_ends_the_run_with_its_words(
-    stub: str, tmp_path: Path
-) -> None:
+def test_a_server_that_answers_nothing_ends_the_run_with_its_words(stub: str, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
     run = bench("--model", model, "--only", "a", "--a", f"{stub} --mode refuse")

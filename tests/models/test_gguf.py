@@ -138,11 +138,7 @@ def test_reads_the_same_as_the_reference_reader(tiny: Path) -> None:
     assert ours == theirs
     for key, value in model.metadata.items():
         other = reference.get_field(key)
-        assert (
-            len(other.data) == value.n
-            if isinstance(value, ArrayInfo)
-            else other.contents() == value
-        )
+        assert len(other.data) == value.n if isinstance(value, ArrayInfo) else other.contents() == value
 
 
 def test_the_tiny_model_depends_on_its_arguments_alone(tiny: Path, tmp_path: Path) -> None:
@@ -305,9 +301,7 @@ def test_names_what_is_not_a_gguf(tmp_path: Path, data: bytes, words: str) -> No
 
 
 def keys(**more: bytes) -> Callable[[Plan], None]:
-    return lambda plan: plan.keys.update(
-        {key.replace("__", "."): value for key, value in more.items()}
-    )
+    return lambda plan: plan.keys.update({key.replace("__", "."): value for key, value in more.items()})
 
 
 def without(key: str) -> Callable[[Plan], None]:
@@ -443,9 +437,7 @@ FAULTS: list[tuple[Callable[[Plan], None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "words"), FAULTS, ids=[words for _, words in FAULTS])
-def test_each_fault_has_its_sentence(
-    tmp_path: Path, change: Callable[[Plan], None], words: str
-) -> None:
+def test_each_fault_has_its_sentence(tmp_path: Path, change: Callable[[Plan], None], words: str) -> None:
     plan = Plan()
     change(plan)
     assert re.search(words, refused(tmp_path / "m.gguf", bytes(plan)))
@@ -513,9 +505,7 @@ def test_every_truncation_of_a_small_file_is_refused(tmp_path: Path) -> None:
 
 @anything
 @given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
-def test_flipped_bytes(
-    tmp_path: Path, header: bytes, weights: bytes, flips: list[tuple[float, int]]
-) -> None:
+def test_flipped_bytes(tmp_path: Path, header: bytes, weights: bytes, flips: list[tuple[float, int]]) -> None:
     data = bytearray(header)
     for where, byte in flips:
         data[int(where * (len(data) - 1))] = byte
@@ -533,9 +523,7 @@ def test_flipped_bytes(
     ),
 )
 @example(at=8 / 9760, n_cut=8, piece=struct.pack("<Q", (1 << 64) - 1))
-def test_splices(
-    tmp_path: Path, header: bytes, weights: bytes, at: float, n_cut: int, piece: bytes
-) -> None:
+def test_splices(tmp_path: Path, header: bytes, weights: bytes, at: float, n_cut: int, piece: bytes) -> None:
     start = int(at * len(header))
     survives(tmp_path / "m.gguf", header[:start] + piece + header[start + n_cut :] + weights)
 

@@ -1,0 +1,23 @@
+"""What many tests share: the tiny model, written once, and the embedded one where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_gguf
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of half a megabyte; heads of 32, so that q8_0 KV is possible."""
+    return tiny_gguf.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_head=2, n_head_kv=1)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The embedded model, prepared for this machine."""
+    from edge_runtime.models import embedded
+
+    return embedded.prepare()
