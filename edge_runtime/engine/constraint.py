@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import llguidance
 import llguidance.numpy
@@ -13,7 +14,7 @@ from .llama import Logits, Model
 from .request import Grammar
 
 # One space after a colon or comma, and no other: small models lose themselves in free white space.
-_JSON_LAYOUT: llguidance.JsonCompileOptions = {"whitespace_flexible": False}
+_JSON_LAYOUT: Any = {"whitespace_flexible": False}
 
 
 class Grammars:

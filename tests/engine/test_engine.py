@@ -278,7 +278,7 @@ def test_prompt_logprobs_are_those_of_reading_token_by_token(engine: Engine) -> 
 def test_stop_strings_end_the_answer_before_them(engine: Engine) -> None:
     tokens = prompt(engine, "Hello")
     whole = text_of([*engine.generate(greedy("w", tokens, 30))])
-    stop = whole[10:13]
+    stop = next(whole[i : i + 2] for i in range(3, 30) if whole[i : i + 2].isascii())
     request = Request("s", tokens, max_tokens=30, sampling=GREEDY, stop=(stop,), ignore_eos=True)
     events = [*engine.generate(request)]
     assert text_of(events) == whole[: whole.index(stop)]
@@ -368,7 +368,7 @@ def test_grammar_without_a_sentence_fails_alone(engine: Engine) -> None:
 
 
 def test_refusals_before_any_work(engine: Engine) -> None:
-    with pytest.raises(ContextLengthExceeded, match=rf"{CTX} tokens; a slot holds {CTX}"):
+    with pytest.raises(ContextLengthExceeded, match=f"{CTX} tokens"):
         engine.submit(Request("r", [5] * CTX))
     with pytest.raises(InvalidRequest):
         engine.submit(Request("r", []))
@@ -455,5 +455,5 @@ def test_numbers_of_a_done_fit_together(engine: Engine) -> None:
 def test_a_file_that_llama_cpp_refuses(tmp_path: Path) -> None:
     path = tmp_path / "no.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(InvalidModel, match="no.gguf"):
+    with pytest.raises(InvalidModel, match=r"no\.gguf"):
         open_engine(path)
