@@ -90,7 +90,9 @@ def test_wrong_values_are_refused_with_their_field(fields: dict[str, Any], param
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"null", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000], ids=repr
+    "data",
+    [b"", b"{", b"[]", b"null", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000],
+    ids=repr,
 )
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequest):

@@ -111,10 +111,16 @@ def test_echo_with_logprobs_covers_the_prompt(client: httpx.Client) -> None:
 
 
 def test_schema_and_grammar(client: httpx.Client) -> None:
-    schema = {"type": "object", "properties": {"dose": {"type": "integer", "maximum": 500}}, "required": ["dose"]}
+    schema = {
+        "type": "object",
+        "properties": {"dose": {"type": "integer", "maximum": 500}},
+        "required": ["dose"],
+    }
     form = {"type": "json_schema", "json_schema": {"name": "d", "schema": schema, "strict": True}}
     body = chat("?", response_format=form, max_tokens=100)
-    answer = json.loads(client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"])
+    answer = json.loads(
+        client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    )
     assert answer["dose"] <= 500
     bad = client.post("/v1/chat/completions", json=chat("?", grammar="root ::= foo"))
     assert bad.status_code == 400 and error_of(bad)["code"] == "invalid_grammar"
@@ -181,9 +187,7 @@ def test_client_that_stops_reading_is_dropped(client: httpx.Client, server: Runn
     """Its buffers fill, then it is cut off; the slot is free again."""
     host, port = server.url.removeprefix("http://").split(":")
     # Log-probabilities make an answer of megabytes, more than the buffers of both sides hold.
-    body = json.dumps(
-        chat("Hi", stream=True, ignore_eos=True, n=6, logprobs=True, top_logprobs=20)
-    ).encode()
+    body = json.dumps(chat("Hi", stream=True, ignore_eos=True, n=6, logprobs=True, top_logprobs=20)).encode()
     with socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stuck.connect((host, int(port)))
@@ -208,9 +212,7 @@ def test_disconnect_cancels(client: httpx.Client, server: RunningServer) -> None
 def test_full_queue_is_429_at_once(client: httpx.Client, server: RunningServer) -> None:
     body = chat("Hi", ignore_eos=True, max_tokens=400)
     with ThreadPoolExecutor(12) as pool:
-        responses = list(
-            pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(12))
-        )
+        responses = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(12)))
     statuses = [r.status_code for r in responses]
     assert set(statuses) == {200, 429} and statuses.count(200) >= SLOTS + 4
     refused = next(r for r in responses if r.status_code == 429)
@@ -223,7 +225,9 @@ def test_deadline(client: httpx.Client) -> None:
 
 
 def test_conversation_is_forgotten(client: httpx.Client) -> None:
-    body = chat("A private question about something that is long enough to be kept", max_tokens=2, conversation="c1")
+    body = chat(
+        "A private question about something that is long enough to be kept", max_tokens=2, conversation="c1"
+    )
     first = client.post("/v1/chat/completions", json=body).json()
     again = client.post("/v1/chat/completions", json=body).json()
     assert first["timings"]["n_cached"] < again["timings"]["n_cached"]
@@ -255,7 +259,7 @@ def test_markdown_is_safe(client: httpx.Client) -> None:
     ):  # fmt: skip
         rendered = html(attack)
         assert "<script" not in rendered and "<img" not in rendered
-        assert "href=\"javascript" not in rendered and "href=\"data" not in rendered
+        assert 'href="javascript' not in rendered and 'href="data' not in rendered
 
 
 def test_page_is_served_with_its_policy(client: httpx.Client) -> None:
