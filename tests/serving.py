@@ -85,14 +85,18 @@ def serving(model: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     family = [psutil.Process(server.process.pid)]
     try:
         yield server.wait()
-        family += psutil.Process(server.process.pid).children(recursive=True) if server.process.poll() is None else []
+        family += (
+            psutil.Process(server.process.pid).children(recursive=True)
+            if server.process.poll() is None
+            else []
+        )
     finally:
         try:
             server.stop()
         except subprocess.TimeoutExpired:
             server.process.kill()
             raise AssertionError("the server did not stop:\n" + "".join(server.lines)) from None
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive, f"left behind: {alive}"
 
 
