@@ -45,9 +45,6 @@ from .request import (
 from .scheduler import Scheduler, Work
 from .text import TextStream
 
-# Sequences that keep shared beginnings. Each costs a row of logits; the tokens are counted apart.
-N_KEPT = 4
-
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -61,7 +58,7 @@ class EngineConfig:
         kv: type of the KV memory, "f16" or "q8_0".
         max_waiting: requests without a slot before `submit` refuses.
         step_limit_s: how long answering slots may wait while prompts are read.
-        prefix_tokens: KV memory for shared beginnings, beyond that of the slots.
+        prefix_tokens: memory for shared beginnings, beyond that of the slots, in tokens.
         n_batch: tokens in one step at most.
     """
 
@@ -76,11 +73,6 @@ class EngineConfig:
     step_limit_s: float = 0.1
     prefix_tokens: int = 1024
     n_batch: int = 256
-
-    @property
-    def n_cells(self) -> int:
-        """Tokens of KV memory: the worst case of all slots, and the shared beginnings."""
-        return -(-(self.n_slots * self.n_ctx + self.prefix_tokens) // 256) * 256
 
 
 @dataclass
@@ -177,12 +169,7 @@ class Engine:
         self._closing.callback(model.close)
         self._scheduler = Scheduler(config.n_batch, config.step_limit_s)
         self._slots = [Slot(i) for i in range(config.n_slots)]
-        self._prefixes = PrefixStore(
-            range(config.n_slots, config.n_slots + N_KEPT) if model.can_share else (),
-            config.prefix_tokens,
-            model.copy,
-            model.clear,
-        )
+        self._prefixes = PrefixStore(config.prefix_tokens)
         self._grammars = Grammars(model)
         self._governor = ThreadGovernor(config.n_threads)
         self._n_threads = config.n_threads
@@ -217,8 +204,8 @@ class Engine:
         model = Model(
             ModelConfig(
                 path=config.path,
-                n_sequences=config.n_slots + N_KEPT,
-                n_cells=config.n_cells,
+                n_sequences=config.n_slots,
+                n_ctx=config.n_ctx,
                 n_batch=config.n_batch,
                 n_threads=config.n_threads,
                 kv=config.kv,
@@ -392,22 +379,33 @@ class Engine:
 
     def _reuse(self, slot: Slot, request: Request) -> int:
         """Make `slot` hold the longest known beginning of the prompt; returns its length."""
-        usable = len(request.tokens) - 1  # the last token is decoded anew: its logits are needed
-        own = min(common_length(slot.resident, request.tokens), usable)
-        source, n = self._prefixes.find(request.tokens)
-        for other in self._slots:
-            if other is not slot and (m := common_length(other.resident, request.tokens)) > n:
-                source, n = other.sequence, m
-        n = min(n, usable)
+        tokens = request.tokens
+        usable = len(tokens) - 1  # the last token is decoded anew: its logits are needed
+        own = common_length(slot.resident, tokens)
+        kept, n_kept = self._prefixes.find(tokens)
+        others = [s for s in self._slots if s is not slot]
+        other = max(others, key=lambda s: common_length(s.resident, tokens), default=slot)
+        n = min(max(n_kept, common_length(other.resident, tokens)), usable)
         if n > own and n >= MIN_SHARED:
-            self._share(source, slot, request.tokens, n)
-            return n
+            if kept and n_kept >= n:
+                return self._load(slot, kept.state, n)
+            return self._share(other, slot, tokens, n)
+        own = min(own, usable)
         return own if own and self.model.truncate(slot.sequence, own) else 0
 
-    def _share(self, source: int, slot: Slot, tokens: list[int], n: int) -> None:
+    def _share(self, source: Slot, slot: Slot, tokens: list[int], n: int) -> int:
+        """Copy the first `n` tokens of one slot to another, and keep them for later ones."""
+        n = self._load(slot, self.model.save(source.sequence), n)
+        if n and self._prefixes.wants(tokens[:n]):
+            self._prefixes.keep(tokens[:n], self.model.save(slot.sequence))
+        return n
+
+    def _load(self, slot: Slot, state: bytes, n: int) -> int:
+        """Make `slot` hold the first `n` tokens of a saved state; returns 0 if that failed."""
         self._empty(slot)
-        self.model.copy(source, slot.sequence, n)
-        self._prefixes.keep(slot.sequence, tokens[:n])
+        if self.model.load(slot.sequence, state) and self.model.truncate(slot.sequence, n):
+            return n
+        return 0
 
     def _empty(self, slot: Slot) -> None:
         self.model.clear(slot.sequence)
@@ -459,10 +457,10 @@ class Engine:
 
     def _take(self, slot: Slot, other: Slot, n: int) -> None:
         tokens, conversation = slot.tokens, slot.conversation
-        self._share(other.sequence, slot, tokens, n)
-        slot.tokens, slot.n_decoded, slot.conversation = tokens, n, conversation
+        slot.n_decoded = self._share(other, slot, tokens, n)
+        slot.tokens, slot.conversation = tokens, conversation
         if slot.job:
-            slot.job.n_cached = n
+            slot.job.n_cached = slot.n_decoded
 
     # -- decode
 

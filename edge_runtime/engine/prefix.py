@@ -1,13 +1,13 @@
-"""Prompts that many requests share: kept once, copied to the slots that need them.
+"""Prompts that many requests share: read once, kept, and copied to the slots that need them.
 
-A sequence holds the KV of a list of tokens. This module knows which sequence begins with what, and keeps
-the beginnings that two requests had in common after both are gone, within a limit of tokens.
+This module knows which beginnings are kept, within a limit of tokens. What the KV memory of a beginning
+looks like is up to the caller: here it is bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 # A shorter beginning is quicker to read than to keep track of.
 MIN_SHARED = 32
@@ -29,79 +29,58 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass
 class Kept:
-    """One kept beginning. `tokens` is empty while the sequence is free."""
+    """A kept beginning: its tokens, and a sequence's state after exactly these."""
 
-    sequence: int
-    tokens: list[int] = field(default_factory=list)
-    last_used: int = 0
+    tokens: list[int]
+    state: bytes
+    last_used: int
 
 
 class PrefixStore:
-    """Beginnings kept in sequences of their own, the least recently used leaving first.
+    """Beginnings that requests had in common, the least recently used leaving first.
 
     Args:
-        sequences: ids that belong to this store alone.
-        max_tokens: the sum of all kept beginnings never exceeds this.
-        copy: `copy(source, target, n)` makes an empty target begin with the first n tokens of source.
-        clear: empties a sequence.
+        max_tokens: the sum over all kept beginnings never exceeds this.
     """
 
-    def __init__(
-        self,
-        sequences: Iterable[int],
-        max_tokens: int,
-        copy: Callable[[int, int, int], None],
-        clear: Callable[[int], None],
-    ) -> None:
-        self._kept = [Kept(s) for s in sequences]
+    def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._copy = copy
-        self._clear = clear
+        self._kept: list[Kept] = []
         self._clock = 0
 
     @property
     def n_tokens(self) -> int:
-        return sum(len(k.tokens) for k in self._kept)
+        return sum(len(kept.tokens) for kept in self._kept)
 
-    def find(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """The kept sequence with the longest common beginning, and its length; (-1, 0) if none."""
+    def find(self, tokens: Sequence[int]) -> tuple[Kept | None, int]:
+        """The kept beginning that has most in common with `tokens`, and how much."""
         best, length = None, 0
         for kept in self._kept:
             n = common_length(kept.tokens, tokens)
             if n > length:
                 best, length = kept, n
-        if best is None:
-            return -1, 0
-        self._clock += 1
-        best.last_used = self._clock
-        return best.sequence, length
+        if best:
+            best.last_used = self._tick()
+        return best, length
 
-    def keep(self, source: int, tokens: Sequence[int]) -> None:
-        """Keep `tokens`, with which `source` begins, unless that beginning is kept already."""
+    def wants(self, tokens: Sequence[int]) -> bool:
+        """Whether `keep` would take them: long enough, within the limit, and not kept already."""
         n = len(tokens)
-        if n < MIN_SHARED or n > self._max_tokens or not self._kept:
-            return
-        if any(common_length(k.tokens, tokens) >= n for k in self._kept):
-            return
-        by_age = sorted(self._kept, key=lambda k: (bool(k.tokens), k.last_used))
-        # A kept beginning of this one is covered by it from now on.
-        covered = [k for k in by_age if k.tokens and common_length(k.tokens, tokens) == len(k.tokens)]
-        target = (covered or by_age)[0]
-        self._drop(target)
-        for kept in by_age:
-            if self.n_tokens + n <= self._max_tokens:
-                break
-            self._drop(kept)
-        self._clock += 1
-        target.tokens, target.last_used = list(tokens), self._clock
-        self._copy(source, target.sequence, n)
+        return MIN_SHARED <= n <= self._max_tokens and self.find(tokens)[1] < n
+
+    def keep(self, tokens: Sequence[int], state: bytes) -> None:
+        """Keep a beginning that `wants` asked for; what it continues, and what is old, makes room."""
+        n = len(tokens)
+        self._kept = [k for k in self._kept if common_length(k.tokens, tokens) < len(k.tokens)]
+        self._kept.sort(key=lambda k: k.last_used)
+        while self.n_tokens + n > self._max_tokens:
+            self._kept.pop(0)
+        self._kept.append(Kept(list(tokens), state, self._tick()))
 
     def clear(self) -> None:
         """Give everything back."""
-        for kept in self._kept:
-            self._drop(kept)
+        self._kept.clear()
 
-    def _drop(self, kept: Kept) -> None:
-        if kept.tokens:
-            self._clear(kept.sequence)
-            kept.tokens = []
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock

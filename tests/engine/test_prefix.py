@@ -15,50 +15,34 @@ def test_common_length_is_that_of_a_plain_loop(a: list[int], b: list[int]) -> No
     assert common_length(a, b) == n
 
 
-class Memory:
-    """What sequences hold, as llama.cpp would: a copy needs an empty target and enough in the source."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, list[int]] = {}
-
-    def copy(self, source: int, target: int, n: int) -> None:
-        assert not self.held.get(target), "copied into a sequence that was not empty"
-        assert len(self.held[source]) >= n
-        self.held[target] = self.held[source][:n]
-
-    def clear(self, sequence: int) -> None:
-        self.held[sequence] = []
-
-
 LIMIT = 200
-SEQUENCES = (10, 11, 12)
 prompts = st.tuples(st.integers(0, 3), st.integers(MIN_SHARED - 5, 150), st.integers(0, 5)).map(
     lambda t: [t[0]] * t[1] + [100 + t[2]] * 10
 )
 
 
 class Store(RuleBasedStateMachine):
-    """Any order of keeping and finding: the limit holds, and what is found is really there."""
+    """Any order of keeping and finding: the limit holds, and what is found is what was kept."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Memory()
-        self.store = PrefixStore(SEQUENCES, LIMIT, self.memory.copy, self.memory.clear)
+        self.store = PrefixStore(LIMIT)
 
     @rule(tokens=prompts)
     def keep(self, tokens: list[int]) -> None:
-        self.memory.held[0] = tokens
-        self.store.keep(0, tokens)
+        if self.store.wants(tokens):
+            self.store.keep(tokens, bytes(tokens))
         if MIN_SHARED <= len(tokens) <= LIMIT:
             assert self.store.find(tokens)[1] == len(tokens)
+            assert not self.store.wants(tokens)
 
     @rule(tokens=prompts)
     def find(self, tokens: list[int]) -> None:
-        sequence, n = self.store.find(tokens)
-        if n:
-            assert self.memory.held[sequence][:n] == tokens[:n]
-        for held in (self.memory.held.get(s, []) for s in SEQUENCES):
-            assert common_length(held, tokens) <= n, "a longer beginning was there"
+        kept, n = self.store.find(tokens)
+        if kept:
+            assert list(kept.state) == kept.tokens
+            assert kept.tokens[:n] == tokens[:n]
+        assert all(common_length(k.tokens, tokens) <= n for k in self.store._kept)
 
     @rule()
     def clear(self) -> None:
@@ -67,8 +51,17 @@ class Store(RuleBasedStateMachine):
 
     @invariant()
     def within_the_limit(self) -> None:
-        held = sum(len(self.memory.held.get(s, [])) for s in SEQUENCES)
-        assert held == self.store.n_tokens <= LIMIT
+        assert sum(len(k.state) for k in self.store._kept) == self.store.n_tokens <= LIMIT
 
 
 TestStore = Store.TestCase
+
+
+def test_the_least_recently_used_leaves_first() -> None:
+    store = PrefixStore(100)
+    a, b, c = ([i] * 40 for i in range(3))
+    store.keep(a, b"a")
+    store.keep(b, b"b")
+    store.find(a)
+    store.keep(c, b"c")
+    assert [store.find(t)[1] for t in (a, b, c)] == [40, 0, 40]
