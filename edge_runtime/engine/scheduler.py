@@ -13,8 +13,9 @@ from dataclasses import dataclass
 # the cost of an empty step would stop it for ever. Smaller pieces also waste the matrix kernels.
 MIN_PROMPT_TOKENS = 16
 
-# The share of a step's prompt tokens that belongs to the prompt that has waited longest.
-OLDEST_SHARE = 0.25
+# Every so many steps the prompt that has waited longest goes first; in the others the shortest does. A
+# step reads one prompt as far as it can: pieces of several in one batch cost a pass over the weights each.
+OLDEST_EVERY = 3
 
 # When nobody else waits, a step may take this many times the limit: fewer, larger steps are faster,
 # and whoever arrives in the middle of one waits for its end.
@@ -66,57 +67,56 @@ class StepCost:
             return 0.0
         return self._answering_s[min(self._answering_s, key=lambda known: abs(known - n))]
 
-    def prompt_tokens_in(self, seconds: float, n_answering: int) -> int | None:
-        """How many prompt tokens fit beside `n_answering` slots; None while nothing is known."""
-        if not self.prompt_token_s:
-            return None
-        return int(max(0.0, seconds - self.answering_s(n_answering)) / self.prompt_token_s)
+    def prompt_tokens_in(self, seconds: float) -> int | None:
+        """How many prompt tokens are read in that time; None while nothing is known."""
+        return int(seconds / self.prompt_token_s) if self.prompt_token_s else None
 
 
 class Scheduler:
-    """Divides each step among the slots."""
+    """Divides each step among the slots.
+
+    Args:
+        n_batch: tokens in one step at most.
+        step_limit_s: time for prompts in a step while others wait, beside that of the answers.
+    """
 
     def __init__(self, n_batch: int, step_limit_s: float) -> None:
         self.n_batch = n_batch
         self.step_limit_s = step_limit_s
         self.cost = StepCost()
+        self._turn = 0
 
     def plan(self, work: Sequence[Work], others_wait: bool = False) -> dict[int, int]:
         """Tokens to decode for each slot in the next step; slots left out wait.
 
         Args:
             work: at most one entry a slot.
-            others_wait: requests without a slot are waiting too.
+            others_wait: requests that are not in `work` wait for prompts to be read.
         """
         plan = {w.slot: 1 for w in work if w.answering}
-        prompts = [w for w in work if not w.answering]
+        prompts = sorted((w for w in work if not w.answering), key=lambda w: (w.n_pending, w.arrival))
         if not prompts:
             return plan
-        alone = len(work) == 1 and not others_wait
-        budget = self._prompt_budget(len(plan), alone)
-        oldest = min(prompts, key=lambda w: w.arrival)
-        shortest_first = sorted(prompts, key=lambda w: (w.n_pending, w.arrival))
-        self._give(plan, oldest, max(1, int(budget * OLDEST_SHARE)), budget)
-        for w in shortest_first:
-            self._give(plan, w, budget, budget - self._given(plan, prompts))
-        return {slot: n for slot, n in plan.items() if n > 0}
+        self._turn += 1
+        if self._turn % OLDEST_EVERY == 0:
+            prompts.sort(key=lambda w: w.arrival)
+        left = self._prompt_budget(len(plan), alone=len(work) == 1 and not others_wait)
+        for w in prompts:
+            n = min(left, w.n_pending, w.max_tokens)
+            if n > 0:
+                plan[w.slot] = n
+                left -= n
+            if left < MIN_PROMPT_TOKENS:
+                break
+        return plan
 
     def observe(self, n_answering: int, n_prompt: int, seconds: float) -> None:
+        """Learn from a step: see `StepCost.observe`."""
         self.cost.observe(n_answering, n_prompt, seconds)
 
     def _prompt_budget(self, n_answering: int, alone: bool) -> int:
         room = self.n_batch - n_answering
-        limit = self.step_limit_s * (ALONE if alone else 1)
-        fitting = self.cost.prompt_tokens_in(limit, n_answering)
+        fitting = self.cost.prompt_tokens_in(self.step_limit_s * (ALONE if alone else 1))
         if fitting is None:
             fitting = MIN_PROMPT_TOKENS * 4  # the first step teaches; it should not be a long one
         return max(1, min(room, max(fitting, MIN_PROMPT_TOKENS)))
-
-    @staticmethod
-    def _given(plan: dict[int, int], prompts: Sequence[Work]) -> int:
-        return sum(plan.get(w.slot, 0) for w in prompts)
-
-    @staticmethod
-    def _give(plan: dict[int, int], w: Work, share: int, left: int) -> None:
-        have = plan.get(w.slot, 0)
-        plan[w.slot] = have + max(0, min(share, left, w.n_pending - have, w.max_tokens - have))
