@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, TypeVar, get_args, get_origin
 
 import typer
 from rich.console import Console
+from rich.markup import escape as _plain
 
 from . import __version__
 from .config import Settings, load
-from .errors import Cancelled, InvalidSetting, MedgeError
+from .errors import InvalidSetting, MedgeError
 
 if TYPE_CHECKING:
     from .engine.request import Timing
@@ -33,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+T = TypeVar("T")
+
 out = Console()
 err = Console(stderr=True)
 
@@ -125,10 +130,6 @@ def fail(error: MedgeError) -> NoReturn:
     raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from None
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
@@ -159,9 +160,7 @@ def serve(
             f"--host {settings.host}: others could reach this server without a key. Add --api-key KEY "
             "(or MEDGE_API_KEY), or leave --host out."
         )
-    with err.status("Looking for the model") as status:
-        model = _find(settings, status.update)
-    _serve(settings, model)
+    _serve(settings, _find(settings))
 
 
 def _serve(settings: Settings, model: ModelFile) -> None:
@@ -234,7 +233,7 @@ async def _announce(
     """Show that the model loads, then what was loaded; end the server if it cannot be."""
     try:
         with _progress() as progress:
-            bar = progress.add_task(f"Loading {model.name}", total=model.header.file_bytes)
+            bar = progress.add_task(f"Loading {_plain(model.name)}", total=model.header.file_bytes)
             ready = await worker.wait_ready(
                 lambda share: progress.update(bar, completed=share * model.header.file_bytes)
             )
@@ -295,29 +294,29 @@ def ask(
 ) -> None:
     """Ask one question, without a server. The answer streams; then one line says what it cost."""
     if question == "-":
-        question = sys.stdin.read()
+        question = _decoded(sys.stdin.buffer.read())
     question = _text(question)
     if not question.strip():
         raise InvalidSetting("The question is empty; write it in quotes, or pipe it in with -.")
-    asyncio.run(_ask_once(settings, question, max_tokens, temperature, seed, as_json))
+    asyncio.run(_ask_once(settings, _find(settings), question, max_tokens, temperature, seed, as_json))
 
 
 async def _ask_once(
     settings: Settings,
+    model: ModelFile,
     question: str,
     max_tokens: int,
     temperature: float | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
-    settings = settings.model_copy(update={"slots": 1, "prefix_tokens": 0})
-    async with _session(settings) as (worker, model):
+    async with _session(settings, model) as worker:
         show = (lambda text: None) if as_json else _write
         messages = [{"role": "user", "content": question}]
         text, reason, timing = await _stream(worker, messages, max_tokens, temperature, seed, show)
     if as_json:
         record = {"model": model.name, "answer": text, "finish_reason": reason, **_timing(timing)}
-        print(json.dumps(record, ensure_ascii=False))
+        print(json.dumps(record))
     else:
         _write("\n")
         err.print(_cost(timing, reason), style="dim", highlight=False)
@@ -329,45 +328,91 @@ def chat(settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperatu
     """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
     with suppress(ImportError):
         import readline  # noqa: F401 - input() gets its history and arrow keys from it
-    asyncio.run(_chat(settings, max_tokens, temperature))
+    model = _find(settings)
+    with _Loop() as loop:
+        session = _session(settings, model)
+        worker = loop.run(session.__aenter__())
+        try:
+            _converse(loop, worker, model, max_tokens, temperature)
+        finally:
+            loop.run(session.__aexit__(None, None, None))
 
 
-async def _chat(settings: Settings, max_tokens: int, temperature: float | None) -> None:
-    settings = settings.model_copy(update={"slots": 1, "prefix_tokens": 0})
+def _converse(
+    loop: _Loop, worker: Worker, model: ModelFile, max_tokens: int, temperature: float | None
+) -> None:
     messages: list[dict[str, str]] = []
-    async with _session(settings) as (worker, model):
-        err.print(f"{model.name}. /reset forgets, /quit ends.", style="dim", highlight=False)
-        while True:
-            try:
-                question = _text(await asyncio.to_thread(input, "> "))
-            except (EOFError, KeyboardInterrupt):
-                _write("\n")
-                return
-            command = question.strip()
-            if command in ("/quit", "/exit"):
-                return
-            if command == "/reset":
-                messages.clear()
-                worker.forget("chat")
-                err.print("Forgotten.", style="dim")
-                continue
-            if command.startswith("/"):
-                err.print(f"{_plain(command)} is no command. There are /reset and /quit.", style="dim")
-                continue
-            if not command:
-                continue
-            asked = [*messages, {"role": "user", "content": question}]
-            try:
-                text, reason, timing = await _stream(worker, asked, max_tokens, temperature, None, _write)
-            except Cancelled:
-                err.print("\nStopped.", style="dim")
-                continue
-            except MedgeError as error:
-                err.print(f"\n[bold red]medge:[/] {_plain(error.message)}", highlight=False)
-                continue
-            messages = [*asked, {"role": "assistant", "content": text}]
+    err.print(f"{_plain(model.name)}. /reset forgets, /quit ends.", style="dim", highlight=False)
+    while True:
+        try:
+            question = _text(input("> "))
+        except (EOFError, KeyboardInterrupt):
             _write("\n")
-            err.print(_cost(timing, reason), style="dim", highlight=False)
+            return
+        except (InvalidSetting, UnicodeDecodeError):
+            err.print("That was not valid UTF-8; check the terminal's encoding.", style="dim")
+            continue
+        command = question.strip()
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/reset":
+            messages.clear()
+            loop.call(worker.forget, "chat")
+            err.print("Forgotten.", style="dim")
+            continue
+        if command.startswith("/"):
+            err.print(f"{_plain(command)} is no command. There are /reset and /quit.", style="dim")
+            continue
+        if not command:
+            continue
+        asked = [*messages, {"role": "user", "content": question}]
+        try:
+            text, reason, timing = loop.run(_stream(worker, asked, max_tokens, temperature, None, _write))
+        except KeyboardInterrupt:
+            err.print("\nStopped.", style="dim")
+            continue
+        except MedgeError as error:
+            err.print(f"\n[bold red]medge:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
+            continue
+        messages = [*asked, {"role": "assistant", "content": text}]
+        _write("\n")
+        err.print(_cost(timing, reason), style="dim", highlight=False)
+
+
+class _Loop:
+    """An event loop in a thread of its own. The main thread stays free for input(), and for its Ctrl-C."""
+
+    def __enter__(self) -> _Loop:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def call(self, function: Callable[..., object], *values: object) -> None:
+        self._loop.call_soon_threadsafe(function, *values)
+
+    def run(self, work: Awaitable[T]) -> T:
+        """The result of `work`. Ctrl-C cancels it, waits until it has ended, and is raised again."""
+        ended = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            ended.wait(10)  # not for ever: what is cancelled before it begins never ends
+            raise
 
 
 async def _stream(
@@ -378,8 +423,7 @@ async def _stream(
     seed: int | None,
     show: Callable[[str], None],
 ) -> tuple[str, str, Timing]:
-    """One answer; Ctrl-C ends it with Cancelled."""
-    import signal
+    """One answer. If it is cancelled, so is the request."""
     import uuid
 
     from .engine.request import Delta, Failed, Request, Sampling
@@ -389,15 +433,6 @@ async def _stream(
     sampling = Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     request = Request(uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat")
     ticket = worker.submit(Ask(request, messages=tuple(messages)))
-    stopped = asyncio.get_running_loop().create_future()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        worker.cancel(ticket)
-        ticket.queue.put_nowait(Failed(ticket.id, Cancelled("Stopped.")))
-
-    if sys.platform != "win32":
-        loop.add_signal_handler(signal.SIGINT, stop)
     text = ""
     try:
         async for event in ticket.events():
@@ -409,19 +444,15 @@ async def _stream(
             else:
                 return text, event.finish_reason, event.timing
     finally:
-        stopped.cancel()
-        if sys.platform != "win32":
-            loop.remove_signal_handler(signal.SIGINT)
-    raise Cancelled("Stopped.")
+        worker.cancel(ticket)
+    raise AssertionError("an answer has a last event")
 
 
 @asynccontextmanager
-async def _session(settings: Settings) -> AsyncIterator[tuple[Worker, ModelFile]]:
+async def _session(settings: Settings, model: ModelFile) -> AsyncIterator[Worker]:
     """A worker for one person, without a server."""
-    with err.status("Looking for the model") as status:
-        model = _find(settings, status.update)
-        worker = _worker(settings, model)
-        status.update(f"Loading {model.name}")
+    worker = _worker(settings.model_copy(update={"slots": 1, "prefix_tokens": 0}), model)
+    with err.status(f"Loading {_plain(model.name)}"):
         try:
             await worker.start()
             await worker.wait_ready()
@@ -429,7 +460,7 @@ async def _session(settings: Settings) -> AsyncIterator[tuple[Worker, ModelFile]
             await worker.stop(0)
             raise
     try:
-        yield worker, model
+        yield worker
     finally:
         await worker.stop(0)
 
@@ -446,7 +477,7 @@ def info(settings: Settings, as_json: Json = False) -> None:
     from .device.machine import look
 
     machine = look()
-    model = _find(settings, lambda text: None)
+    model = _find(settings)
     header = model.header
     facts = {
         "machine": asdict(machine),
@@ -505,10 +536,12 @@ def _versions() -> dict[str, str]:
 # -- parts
 
 
-def _find(settings: Settings, on_wait: Callable[[str], None]) -> ModelFile:
+def _find(settings: Settings) -> ModelFile:
+    """The model file; not within an event loop, because it may download, and Ctrl-C should end that."""
     from .models.store import find
 
-    return find(settings.model, on_wait)
+    with err.status("Looking for the model") as status:
+        return find(settings.model, lambda text: status.update(_plain(text)))
 
 
 def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None) -> Worker:
@@ -532,6 +565,7 @@ def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] 
             n_batch=256,
             n_vocab=header.n_vocab,
             n_embd=header.n_embd,
+            kv=settings.kv,
         )
     )
     config = {
@@ -578,13 +612,16 @@ def _progress() -> Any:
 
 def _text(typed: str) -> str:
     """What was typed, as text; bytes that are no UTF-8 are refused, not replaced."""
+    return _decoded(typed.encode("utf-8", "surrogateescape"))
+
+
+def _decoded(question: bytes) -> str:
     try:
-        typed.encode("utf-8")
-    except UnicodeEncodeError:
+        return question.decode("utf-8-sig")  # a byte order mark is what PowerShell puts before a pipe
+    except UnicodeDecodeError:
         raise InvalidSetting(
             "The question is not valid UTF-8; check the terminal's encoding, or pipe it in as UTF-8."
         ) from None
-    return typed
 
 
 def _write(text: str) -> None:
@@ -611,6 +648,8 @@ def _timing(timing: Timing) -> dict[str, Any]:
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may have letters that the terminal has not
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except BrokenPipeError:  # medge ask ... | head

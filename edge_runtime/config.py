@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from .device.machine import default_threads, usable_cores
 from .errors import InvalidSetting
@@ -34,6 +35,7 @@ class Settings(BaseModel):
 
     model: str | None = Field(
         None,
+        min_length=1,
         description="GGUF file, or OWNER/REPOSITORY[:FILE] on the hub. Without it: the embedded model.",
     )
     slots: int = Field(4, ge=1, le=64, description="Requests answered at the same time.")
@@ -66,7 +68,9 @@ class Settings(BaseModel):
         100.0, ge=1, le=60_000, description="How long answers may pause while prompts are read."
     )
     deadline_s: float = Field(600.0, gt=0, le=86_400, description="Give up on a request after this time.")
-    host: str = Field("127.0.0.1", description="Address to listen on. All but loopback need --api-key.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. All but loopback need --api-key."
+    )
     port: int = Field(8080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     api_key: str | None = Field(
         None, min_length=1, description="Key that clients must send: Authorization: Bearer KEY."
@@ -87,6 +91,14 @@ class Settings(BaseModel):
         60.0, gt=0, le=3600, description="Restart the engine when it is silent for this long."
     )
     grace_s: float = Field(20.0, ge=0, le=3600, description="On Ctrl-C: time for running answers to finish.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would take `slots = true` of a TOML file for 1.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("not_bool", "input should not be true or false")
+        return value
 
 
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -168,7 +180,7 @@ def _unknown(name: str, where: str, prefix: str) -> str:
     from difflib import get_close_matches
 
     names = [prefix + (n.upper() if prefix else n) for n in Settings.model_fields]
-    close = get_close_matches(name, names, 1)
+    close = get_close_matches(name.upper() if prefix else name.lower(), names, 1)
     hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(names)}."
     return f"{where} is not a setting. {hint}"
 

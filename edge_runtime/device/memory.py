@@ -34,10 +34,14 @@ def pss_bytes(pid: int | None = None) -> int | None:
     return None
 
 
-def available_bytes() -> int:
-    """What can still be allocated: free and reclaimable memory, and no more than a cgroup allows."""
+def available_bytes(root: Path = Path("/")) -> int:
+    """What can still be allocated: free and reclaimable memory, and no more than a cgroup allows.
+
+    Args:
+        root: the folder with `proc` and `sys`.
+    """
     free = psutil.virtual_memory().available
-    limits = [left for left in (_cgroup2_left(), _cgroup1_left()) if left is not None]
+    limits = [left for left in (_cgroup2_left(root), _cgroup1_left(root)) if left is not None]
     return max(0, min([free, *limits]))
 
 
@@ -52,29 +56,41 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _cgroup2_left() -> int | None:
+def _reclaimable(folder: Path, key: str) -> int:
+    """Bytes of files in a cgroup's use that nobody needs: reading a model once leaves it all there."""
     try:
-        entry = next(
-            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
-        )
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(key + " ")), 0)
+
+
+def _cgroup2_left(root: Path) -> int | None:
+    top = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        entry = next(line for line in lines if line.startswith("0::"))
     except (OSError, StopIteration):
         return None
-    group = Path("/sys/fs/cgroup") / entry[3:].lstrip("/")
+    group = top / entry[3:].lstrip("/")
     left = None
     # A parent's limit binds too.
     for folder in (group, *group.parents):
-        if not folder.is_relative_to("/sys/fs/cgroup"):
+        if not folder.is_relative_to(top):
             break
         limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and used is not None:
-            left = limit - used if left is None else min(left, limit - used)
+            here = limit - used + _reclaimable(folder, "inactive_file")
+            left = here if left is None else min(left, here)
     return left
 
 
-def _cgroup1_left() -> int | None:
-    folder = Path("/sys/fs/cgroup/memory")
+def _cgroup1_left(root: Path) -> int | None:
+    folder = root / "sys/fs/cgroup/memory"
     limit, used = (
         _number(folder / "memory.limit_in_bytes"),
         _number(folder / "memory.usage_in_bytes"),
     )
-    return None if limit is None or used is None else limit - used
+    if limit is None or used is None:
+        return None
+    return limit - used + _reclaimable(folder, "total_inactive_file")

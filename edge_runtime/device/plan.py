@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import NotEnoughMemory
@@ -16,18 +17,30 @@ RESERVE_BYTES = 200 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part. `compute_bytes` is an upper bound; the others are exact."""
+    """Bytes by part. `compute_bytes` and `mask_bytes` are upper bounds; the others are exact.
+
+    Attributes:
+        mask_bytes: who may look at whom; grows with the context, as KV does.
+        kv: type of the KV memory.
+    """
 
     weights_bytes: int
     kv_bytes: int
     prefix_bytes: int
     compute_bytes: int
+    mask_bytes: int = 0
+    kv: str = "f16"
     process_bytes: int = PROCESS_BYTES
 
     @property
     def total_bytes(self) -> int:
         return (
-            self.weights_bytes + self.kv_bytes + self.prefix_bytes + self.compute_bytes + self.process_bytes
+            self.weights_bytes
+            + self.kv_bytes
+            + self.prefix_bytes
+            + self.compute_bytes
+            + self.mask_bytes
+            + self.process_bytes
         )
 
 
@@ -41,20 +54,23 @@ def make_plan(
     n_batch: int,
     n_vocab: int,
     n_embd: int,
+    kv: str = "f16",
 ) -> Plan:
     """The memory of a model that is read into memory (not mapped) and runs on the CPU.
 
     Args:
         kv_bytes_per_token: keys and values of all layers for one token.
         n_ctx: tokens a slot.
+        kv: its type, for the remedy if it does not fit.
     """
     n_outputs = n_slots + 40
-    activations = n_batch * (n_embd * 4 * 10 + (n_slots * n_ctx + prefix_tokens) * 4)
     return Plan(
         weights_bytes=weights_bytes,
         kv_bytes=int(n_slots * n_ctx * kv_bytes_per_token),
         prefix_bytes=int(prefix_tokens * kv_bytes_per_token),
-        compute_bytes=activations + 2 * n_outputs * n_vocab * 4,
+        compute_bytes=n_batch * n_embd * 4 * 10 + 2 * n_outputs * n_vocab * 4,
+        mask_bytes=n_batch * (n_slots * n_ctx + prefix_tokens) * 4,
+        kv=kv,
     )
 
 
@@ -68,22 +84,26 @@ def require_room(plan: Plan, available: int | None = None) -> None:
     room = free - RESERVE_BYTES
     if plan.total_bytes <= room:
         return
+    computing = plan.compute_bytes + plan.mask_bytes
     raise NotEnoughMemory(
         f"The model needs {_mib(plan.total_bytes)} (weights {_mib(plan.weights_bytes)}, KV memory "
         f"{_mib(plan.kv_bytes)}, shared prefixes {_mib(plan.prefix_bytes)}, computing "
-        f"{_mib(plan.compute_bytes)}, the programs {_mib(plan.process_bytes)}); {_mib(max(0, room))} are "
+        f"{_mib(computing)}, the programs {_mib(plan.process_bytes)}); {_mib(max(0, room))} are "
         f"free. {_remedy(plan, room)}"
     )
 
 
 def _remedy(plan: Plan, room: int) -> str:
-    fixed = plan.total_bytes - plan.kv_bytes - plan.prefix_bytes
-    if fixed > room:
+    kv = plan.kv_bytes + plan.prefix_bytes
+    fixed = plan.total_bytes - kv - plan.mask_bytes
+    if fixed >= room:
         return "Even without KV memory it does not fit: take a smaller model, or end other programs."
-    if fixed + (plan.kv_bytes + plan.prefix_bytes) * 17 // 32 <= room:
+    # A value and its scale in q8_0 take 34 bytes for 32 values.
+    if plan.kv == "f16" and fixed + plan.mask_bytes + kv * 17 // 32 <= room:
         return "With --kv q8_0 it fits; fewer --slots or a smaller --ctx help too."
-    share = (room - fixed) / (plan.kv_bytes + plan.prefix_bytes)
-    return f"Lower --slots times --ctx to {share:.0%} of what it is, or --kv q8_0 and less."
+    smaller = (kv + plan.mask_bytes) / (room - fixed)
+    also = ", or take --kv q8_0 and lower them less" if plan.kv == "f16" else ""
+    return f"Make --slots times --ctx at least {math.ceil(smaller * 10) / 10:,.1f} times smaller{also}."
 
 
 def _mib(n: int) -> str:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +65,7 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
     except PackageNotFoundError:
         release = "local"
     target = cache_dir() / f"{NAME}-{TYPE}-{release}.gguf"
-    if target.exists():
+    if target.is_file() and target.stat().st_size:  # empty: what a power cut can leave
         return target
     on_start()
     gguf.read(source)
@@ -80,6 +81,8 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
             words = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
             raise InvalidModel(f"The embedded model cannot be prepared: {words[-1]}")
         gguf.read(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
         raise InvalidModel(
@@ -87,5 +90,6 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
             "Free about 100 MB there, or set MEDGE_CACHE to another folder."
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be no folder
+            partial.unlink(missing_ok=True)
     return target

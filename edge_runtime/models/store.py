@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidModel
 from . import embedded, gguf
 
-HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w./-]+)?$")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,62 @@ def find(model: str | None, on_wait: Callable[[str], None] = lambda what: None) 
             lambda: on_wait(f"Preparing {embedded.NAME} for this machine (once, a few seconds)")
         )
         return ModelFile(path, f"{embedded.NAME}-{embedded.TYPE}", gguf.read(path), demo=True)
-    path = Path(model).expanduser()
-    if not path.exists() and HUB_NAME.match(model) and path.suffix != ".gguf":
+    path = Path(model)
+    if _names_hub(model) and not _exists(path):
         on_wait(f"Looking for {model} on the hub")
         path = _download(model)
+    else:
+        with suppress(RuntimeError):  # ~nobody: there is no such user, and gguf.read says that of the file
+            path = path.expanduser()
     return ModelFile(path, path.stem, gguf.read(path), demo=False)
 
 
+def _names_hub(model: str) -> bool:
+    # folder/model.gguf that is not there is a wrong path; owner/repository:model.gguf is meant for the hub.
+    return bool(HUB_NAME.fullmatch(model)) and (":" in model or not model.lower().endswith(".gguf"))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # something that cannot be looked at; gguf.read says why
+
+
 def _download(name: str) -> Path:
-    from huggingface_hub import hf_hub_download, list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, model_info
 
     repository, _, wanted = name.partition(":")
     try:
-        files = [f for f in list_repo_files(repository) if f.lower().endswith(".gguf")]
-        chosen = _choose(repository, files, wanted)
-        return Path(hf_hub_download(repository, chosen))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        folder = None
+        try:
+            # list_repo_files would try again and again for half a minute without a connection.
+            files = [file.rfilename for file in model_info(repository, timeout=10).siblings or []]
+        except Exception:
+            folder = _downloaded_before(repository)
+            if folder is None:
+                raise
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        chosen = _choose(repository, [f for f in files if f.lower().endswith(".gguf")], wanted)
+        return folder / chosen if folder else Path(hf_hub_download(repository, chosen))
+    except InvalidModel:
+        raise
+    except Exception as error:  # the errors of its HTTP library have no class in common with its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidModel(
             f"{name} is no file here, and the hub does not give it: {reason:.200}. Name a .gguf file on "
             "this machine with --model FILE.gguf, or check the name and the connection."
         ) from None
+
+
+def _downloaded_before(repository: str) -> Path | None:
+    """The folder with what there is of a repository on this machine: it may have no internet any more."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except Exception:
+        return None
 
 
 def _choose(repository: str, files: list[str], wanted: str) -> str:

@@ -7,18 +7,27 @@ engine's process. This module knows no tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols as loop_controls
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InvalidTemplate
 
-# What no template of a real model comes near; the sandbox bounds ranges, but not what is built in a loop.
+# What no template of a real model comes near.
 MAX_TEMPLATE_CHARS = 1_000_000
+MAX_STEPS = 200_000
+
+# Longer than any prompt that fits a context.
+MAX_CHARS = 64_000_000
 
 
 class ChatTemplate:
@@ -45,15 +54,14 @@ class ChatTemplate:
                 f"{MAX_TEMPLATE_CHARS}; the file is damaged or hostile. Take another model."
             )
             return
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loop_controls]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loop_controls])
+        environment.globals.pop("lipsum")
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
-        except (TemplateError, RecursionError, ValueError) as error:
+        except Exception as error:  # a template that is deep enough fails in Python's own compiler
             self._problem = (
                 f"The model's chat template is broken: {_first_line(error)}. "
                 "Take another file of this model, or send a prompt to /v1/completions."
@@ -73,15 +81,60 @@ class ChatTemplate:
         if self._template is None:
             raise InvalidTemplate(self._problem, "messages")
         try:
-            return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
-            )
+            with _bounded_steps():
+                parts, n_chars = [], 0
+                for part in self._template.generate(
+                    messages=[dict(m) for m in messages], add_generation_prompt=True, **self._special
+                ):
+                    n_chars += len(part)
+                    parts.append(part)
+                    if n_chars > MAX_CHARS:
+                        raise SecurityError(f"it writes more than {MAX_CHARS} characters")
+                return "".join(parts)
         except Exception as error:  # a template can raise anything that Python can
             raise InvalidTemplate(
                 f"The model's chat template refuses these messages: {_first_line(error)}. "
                 "Change their order or roles.",
                 "messages",
             ) from None
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which bounds ranges, with a bound for what arithmetic builds."""
+
+    intercepted_binops = frozenset({"*", "**", "+"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = [len(v) if isinstance(v, (str, list, tuple)) else v for v in (left, right)]
+        if operator == "**" or (operator == "*" and sizes != [left, right]):
+            bound = 64 if operator == "**" else MAX_CHARS // max(1, min(sizes))
+            if max(sizes) > bound:
+                raise SecurityError(f"{operator} would build something too large")
+        elif operator == "+" and sizes != [left, right] and sum(sizes) > MAX_CHARS:
+            raise SecurityError("+ would build something too large")
+        return super().call_binop(context, operator, left, right)
+
+
+@contextmanager
+def _bounded_steps() -> Iterator[None]:
+    """Ends a template that loops or calls itself without end. Counts the lines that it runs."""
+    n_left = MAX_STEPS
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal n_left
+        if frame.f_code.co_filename != "<template>":
+            return None
+        n_left -= 1
+        if n_left < 0:
+            raise SecurityError(f"it takes more than {MAX_STEPS} steps")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _first_line(error: BaseException) -> str:
