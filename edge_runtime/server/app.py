@@ -61,7 +61,12 @@ class Server:
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
     def markdown(self, text: str) -> str:
-        return str(self._markdown.render(text))
+        """HTML in which nothing runs. Alignment is an attribute, since the page allows no inline style."""
+        tokens = self._markdown.parse(text)
+        for token in tokens:
+            if style := token.attrs.pop("style", None):
+                token.attrSet("align", str(style).removeprefix("text-align:"))
+        return str(self._markdown.renderer.render(tokens, self._markdown.options, {}))
 
     def check_model(self, name: str) -> None:
         if name not in (self.model.name, "default"):

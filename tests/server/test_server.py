@@ -253,6 +253,7 @@ def test_markdown_is_safe(client: httpx.Client) -> None:
 
     assert "<table>" in html("| a | b |\n|---|---|\n| 1 | 2 |")
     assert "<strong>" in html("**dose**")
+    assert 'align="right"' in html("| a |\n|--:|\n| 1 |")
     for attack in (
         "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[x](javascript:alert(1))",
         "![x](http://evil/a.png)", "[x](data:text/html,<script>)", "<a href='javascript:1'>",

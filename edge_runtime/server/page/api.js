@@ -23,7 +23,11 @@ async function send(path, { method = "GET", body, signal, keepalive = false } = 
   if (body !== undefined) headers["Content-Type"] = "application/json";
   try {
     return await fetch(path, {
-      method, headers, signal, keepalive, cache: "no-store",
+      method,
+      headers,
+      signal,
+      keepalive,
+      cache: "no-store",
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
@@ -60,7 +64,10 @@ async function withinLimit(limit_s, call) {
 const report = (path) =>
   withinLimit(5, async (signal) => {
     const response = await send(path, { signal });
-    const body = await response.clone().json().catch(() => null);
+    const body = await response
+      .clone()
+      .json()
+      .catch(() => null);
     if (typeof body?.status === "string") return body;
     throw await refusal(response);
   });
@@ -89,7 +96,13 @@ export async function forget(id, { keepalive = false } = {}) {
  * the generation on the server.
  */
 export async function* answer({ model, messages, conversation }, signal) {
-  const body = { model, messages, conversation, stream: true, stream_options: { include_usage: true } };
+  const body = {
+    model,
+    messages,
+    conversation,
+    stream: true,
+    stream_options: { include_usage: true },
+  };
   const response = await send("/v1/chat/completions", { method: "POST", body, signal });
   if (!response.ok) throw await refusal(response);
   for await (const data of serverSentEvents(response.body)) {

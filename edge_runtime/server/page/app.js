@@ -21,7 +21,11 @@ const unforgotten = new Set(); // conversations that the server has not yet conf
 const scroll = new Scroll();
 const panel = new Panel();
 const composer = new Composer({ ask, halt: () => running?.stop.abort() });
-const server = new Server({ status: showStatus, health: showHealth, live: (live) => panel.take(live) });
+const server = new Server({
+  status: showStatus,
+  health: showHealth,
+  live: (live) => panel.take(live),
+});
 
 function ask(question) {
   const last = conversation.last;
@@ -107,7 +111,7 @@ async function forget() {
 
 function showStatus({ status, sentence, reason, health }) {
   const [words, progress, percent] = $("banner").children;
-  const share = status === "loading" ? health?.load_progress ?? null : null;
+  const share = status === "loading" ? (health?.load_progress ?? null) : null;
   $("banner").hidden = status === "ok" || status === "connecting" || status === "locked";
   $("banner").dataset.status = status;
   if (words.textContent !== sentence) words.textContent = sentence; // or it is announced every second

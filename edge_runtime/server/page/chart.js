@@ -29,17 +29,21 @@ export class Chart {
         continue;
       }
       if (previous === null || at_s - previous > GAP_S) runs.push([]);
-      runs.at(-1).push([
-        (WIDTH * (at_s - now_s + SPAN_S)) / SPAN_S,
-        HEIGHT - 1 - ((HEIGHT - 2) * Math.min(value, top)) / top,
-      ]);
+      runs
+        .at(-1)
+        .push([
+          (WIDTH * (at_s - now_s + SPAN_S)) / SPAN_S,
+          HEIGHT - 1 - ((HEIGHT - 2) * Math.min(value, top)) / top,
+        ]);
       previous = at_s;
     }
     const path = (run) => run.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L");
     this.#line.setAttribute("d", runs.map((run) => `M${path(run)}`).join(""));
     this.#area.setAttribute(
       "d",
-      runs.map((run) => `M${run[0][0]},${HEIGHT}L${path(run)}L${run.at(-1)[0]},${HEIGHT}Z`).join(""),
+      runs
+        .map((run) => `M${run[0][0]},${HEIGHT}L${path(run)}L${run.at(-1)[0]},${HEIGHT}Z`)
+        .join(""),
     );
   }
 }

@@ -5,7 +5,7 @@ import * as units from "./units.js";
 
 const panel = document.getElementById("panel");
 const toggle = document.getElementById("panel-toggle");
-const MANY_SLOTS = 8; // more do not fit the bar; the words still tell
+const MANY_SLOTS = 4; // squares for more do not fit the bar of a phone: it tells the number
 
 const put = (name, text) => {
   for (const node of panel.querySelectorAll(`[data-live="${name}"]`)) node.textContent = text;
@@ -13,7 +13,10 @@ const put = (name, text) => {
 
 export class Panel {
   #samples = []; // { at_s, rate, memory, free }
-  #charts = Array.from(panel.querySelectorAll("[data-chart]"), (svg) => [svg.dataset.chart, new Chart(svg)]);
+  #charts = Array.from(panel.querySelectorAll("[data-chart]"), (svg) => [
+    svg.dataset.chart,
+    new Chart(svg),
+  ]);
 
   constructor() {
     toggle.addEventListener("click", () => {
@@ -39,11 +42,25 @@ export class Panel {
   }
 
   /** One answer of `/health`. */
-  describe({ model, device, slots, ctx_per_slot, threads, kv_type, flash_attention, restarts, uptime_s, version }) {
-    const offloaded = device.kind === "gpu" ? `, ${device.n_layers_gpu} of ${device.n_layers} layers` : "";
+  describe({
+    model,
+    device,
+    slots,
+    ctx_per_slot,
+    threads,
+    kv_type,
+    flash_attention,
+    restarts,
+    uptime_s,
+    version,
+  }) {
+    const offloaded =
+      device.kind === "gpu" ? `, ${device.n_layers_gpu} of ${device.n_layers} layers` : "";
     const facts = {
       Model: model && model.name,
-      Weights: model && `${model.quantization}, ${units.size(model.file_bytes)}, ${units.parameters(model.n_params)} parameters`,
+      Weights:
+        model &&
+        `${model.quantization}, ${units.size(model.file_bytes)}, ${units.parameters(model.n_params)} parameters`,
       Device: `${device.name} (${device.kind.toUpperCase()}${offloaded})`,
       Threads: threads,
       Context: `${units.count(ctx_per_slot)} tokens for each of ${slots} ${slots === 1 ? "slot" : "slots"}`,
@@ -52,14 +69,16 @@ export class Panel {
       Version: version,
     };
     document.getElementById("facts").replaceChildren(
-      ...Object.entries(facts).filter(([, value]) => value != null).map(([name, value]) => {
-        const row = document.createElement("div");
-        row.append(
-          Object.assign(document.createElement("dt"), { textContent: name }),
-          Object.assign(document.createElement("dd"), { textContent: value }),
-        );
-        return row;
-      }),
+      ...Object.entries(facts)
+        .filter(([, value]) => value != null)
+        .map(([name, value]) => {
+          const row = document.createElement("div");
+          row.append(
+            Object.assign(document.createElement("dt"), { textContent: name }),
+            Object.assign(document.createElement("dd"), { textContent: value }),
+          );
+          return row;
+        }),
     );
   }
 
@@ -70,27 +89,35 @@ export class Panel {
 
   #showSlots({ slots, waiting, ctx_per_slot }) {
     const busy = slots.filter(({ state }) => state !== "idle").length;
-    const queue = waiting > 0 ? `, ${waiting} waiting` : "";
-    put("busy", `${busy} of ${slots.length} busy${queue}`);
+    const many = slots.length > MANY_SLOTS;
+    put(
+      "busy",
+      [many && `${busy}/${slots.length} busy`, waiting > 0 && `+${waiting}`]
+        .filter(Boolean)
+        .join(" "),
+    );
     put("waiting", waiting > 0 ? `${waiting} waiting for a slot` : "");
-    const squares = slots.length > MANY_SLOTS ? [] : slots.map(({ state }) => {
-      const square = document.createElement("i");
-      square.dataset.state = state;
-      return square;
-    });
+    const squares = many
+      ? []
+      : slots.map(({ state }) => {
+          const square = document.createElement("i");
+          square.dataset.state = state;
+          return square;
+        });
     panel.querySelector('[data-live="slots"]').replaceChildren(...squares);
     panel.querySelector('[data-live="slot-list"]').replaceChildren(
       ...slots.map(({ state, n_tokens }) => {
         const row = document.createElement("li");
-        const fill = document.createElement("meter");
-        Object.assign(fill, { max: ctx_per_slot || 1, value: n_tokens });
-        fill.setAttribute("aria-label", "Context used");
+        const used = document.createElement("div");
+        used.className = "used";
+        used.append(document.createElement("i"));
+        used.firstChild.style.width = `${(100 * n_tokens) / (ctx_per_slot || Infinity)}%`;
         const words = document.createElement("span");
         words.textContent = state;
         const tokens = document.createElement("span");
         tokens.textContent = `${units.count(n_tokens)} tokens`;
         row.dataset.state = state;
-        row.append(words, fill, tokens);
+        row.append(words, used, tokens);
         return row;
       }),
     );
@@ -101,7 +128,7 @@ export class Panel {
     const peak = Math.max(...known, 0);
     const last = this.#samples.at(-1).rate;
     put("rate", last === null ? "–" : units.rate(last));
-    put("rate-range", `Peak ${units.rate(peak)} in the last 2 minutes`);
+    put("rate-range", `Peak ${units.rate(peak)} in 2\u00a0min`);
     this.#draw("rate", "rate", Math.max(peak * 1.1, 1), now_s);
   }
 
@@ -111,7 +138,7 @@ export class Panel {
     const [value, unit] = memory === null ? ["–", "GiB"] : units.bytes(memory);
     put("memory", value);
     put("memory-unit", unit);
-    put("memory-range", free === null ? "" : `${units.size(free)} still free on the machine`);
+    put("memory-range", free === null ? "" : `${units.size(free)} still free`);
     const top = Math.max(...this.#samples.map((s) => (s.memory ?? 0) + (s.free ?? 0)), 1);
     this.#draw("memory", "memory", top, now_s);
   }

@@ -8,13 +8,17 @@ export class Scroll {
   #top = 0;
 
   constructor() {
-    view.addEventListener("scroll", () => {
-      // The bottom first: text that gets shorter also moves the view up.
-      if (this.#below <= 4) this.#following = true;
-      else if (view.scrollTop < this.#top) this.#following = false;
-      this.#top = view.scrollTop;
-      this.#showLatest();
-    }, { passive: true });
+    view.addEventListener(
+      "scroll",
+      () => {
+        // The bottom first: text that gets shorter also moves the view up.
+        if (this.#below <= 4) this.#following = true;
+        else if (view.scrollTop < this.#top) this.#following = false;
+        this.#top = view.scrollTop;
+        this.#showLatest();
+      },
+      { passive: true },
+    );
     latest.addEventListener("click", () => {
       this.toEnd();
       view.focus({ preventScroll: true });

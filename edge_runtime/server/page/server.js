@@ -29,8 +29,8 @@ export class Server {
       field.value = "";
       this.#keyTried = true;
       dialog.close();
-      this.look();
     });
+    dialog.addEventListener("close", () => this.look()); // Escape twice also closes it, whatever the page says
     document.addEventListener("visibilitychange", () => this.look());
   }
 
@@ -44,7 +44,9 @@ export class Server {
     } catch (error) {
       this.#problem = error.message;
       if (error.status === 401) this.lock(error);
-      this.#become(error.status === 401 ? "locked" : error instanceof api.Refused ? "error" : "unreachable");
+      this.#become(
+        error.status === 401 ? "locked" : error instanceof api.Refused ? "error" : "unreachable",
+      );
     } finally {
       this.#asking = false;
       if (!dialog.open) this.#timer = setTimeout(() => this.look(), INTERVAL_MS);
@@ -63,41 +65,57 @@ export class Server {
   get sentence() {
     const { health } = this;
     switch (this.status) {
-      case "ok": return "";
-      case "connecting": return "Connecting to the server.";
-      case "locked": return "The server needs a key.";
-      case "loading": return "The model is loading.";
-      case "restarting": return "The engine stopped and is starting again. The conversation is kept.";
-      case "failed": return health?.error ?? "The model could not be loaded.";
-      case "error": return this.#problem;
-      default: return `${this.#problem} Trying again every second; the conversation is kept.`;
+      case "ok":
+        return "";
+      case "connecting":
+        return "Connecting to the server.";
+      case "locked":
+        return "The server needs a key.";
+      case "loading":
+        return "The model is loading.";
+      case "restarting":
+        return "The engine stopped and is starting again. The conversation is kept.";
+      case "failed":
+        return health?.error ?? "The model could not be loaded.";
+      case "error":
+        return this.#problem;
+      default:
+        return `${this.#problem} Trying again every second; the conversation is kept.`;
     }
   }
 
   /** The same in a few words, for the place beside Send. */
   get reason() {
     switch (this.status) {
-      case "ok": return "";
-      case "locked": return "Waiting for the key";
-      case "loading": return "Waiting for the model to load";
-      case "restarting": return "Waiting for the engine";
-      case "failed": return "No model is loaded";
-      default: return "Waiting for the server";
+      case "ok":
+        return "";
+      case "locked":
+        return "Waiting for the key";
+      case "loading":
+        return "Waiting for the model to load";
+      case "restarting":
+        return "Waiting for the engine";
+      case "failed":
+        return "No model is loaded";
+      default:
+        return "Waiting for the server";
     }
   }
 
   async #ask() {
-    const now = performance.now();
-    if (this.status !== "ok" || now - this.#healthAt > HEALTH_EVERY_MS) {
-      this.health = await api.health();
-      this.#healthAt = now;
-      this.#on.health(this.health);
-      this.#become(this.health.status);
-    }
-    if (this.health.status === "failed") return;
+    if (this.status !== "ok" || performance.now() - this.#healthAt > HEALTH_EVERY_MS)
+      await this.#askHealth();
+    if (this.status === "failed") return;
     const live = await api.live();
     this.#on.live(live);
-    if (this.status === "ok" && live.status !== "ok") this.#become(live.status);
+    if (this.status === "ok" && live.status !== "ok") await this.#askHealth();
+  }
+
+  async #askHealth() {
+    this.health = await api.health();
+    this.#healthAt = performance.now();
+    this.#on.health(this.health);
+    this.#become(this.health.status);
   }
 
   #become(status) {

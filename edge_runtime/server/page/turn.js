@@ -112,7 +112,9 @@ export class Turn {
   }
 
   #tick() {
-    this.#find(".progress time").textContent = units.seconds(Math.floor(this.#elapsed)).replace(".0", "");
+    this.#find(".progress time").textContent = units
+      .seconds(Math.floor(this.#elapsed))
+      .replace(".0", "");
   }
 
   #end(state) {
