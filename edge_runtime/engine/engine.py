@@ -430,7 +430,7 @@ class Engine:
             for slot in running
             if (job := slot.job) and slot.sequence not in behind
         ]
-        return self._scheduler.plan(work, others_wait=bool(self._waiting) or bool(behind))
+        return self._scheduler.plan(work)
 
     def _follow(self, running: list[Slot]) -> set[int]:
         """Copy beginnings that another slot has read meanwhile; return who should wait for one being read.

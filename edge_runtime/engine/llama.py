@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-# OpenMP reads this when it is loaded. Its default spins at every barrier of the graph, which makes a
-# step up to 55 times slower as soon as another program takes a core; 1,000 rounds cost nothing when idle.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# OpenMP reads this when it is loaded: how often a thread looks whether the others have come before it
+# sleeps. Its own choice, as good as for ever, makes a step up to 55 times slower as soon as another program
+# takes a core. 1,000 rounds are too few where waking up is slow: 20 % on a virtual machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import llama_cpp as C
 import numpy as np

@@ -17,9 +17,9 @@ MIN_PROMPT_TOKENS = 16
 # step reads one prompt as far as it can: pieces of several in one batch cost a pass over the weights each.
 OLDEST_EVERY = 3
 
-# When nobody else waits, a step may take this many times the limit: fewer, larger steps are faster,
+# While no answer is interrupted, a step may take this many times the limit: fewer, larger steps are faster,
 # and whoever arrives in the middle of one waits for its end.
-ALONE = 4
+UNINTERRUPTED = 4
 
 # Weight of the newest step in the learnt costs.
 LEARNING_RATE = 0.2
@@ -86,12 +86,10 @@ class Scheduler:
         self.cost = StepCost()
         self._turn = 0
 
-    def plan(self, work: Sequence[Work], others_wait: bool = False) -> dict[int, int]:
-        """Tokens to decode for each slot in the next step; slots left out wait.
+    def plan(self, work: Sequence[Work]) -> dict[int, int]:
+        """Tokens to decode for each slot in the next step, at most one entry of `work` a slot.
 
-        Args:
-            work: at most one entry a slot.
-            others_wait: requests that are not in `work` wait for prompts to be read.
+        Slots that are left out wait.
         """
         plan = {w.slot: 1 for w in work if w.answering}
         prompts = sorted((w for w in work if not w.answering), key=lambda w: (w.n_pending, w.arrival))
@@ -100,7 +98,7 @@ class Scheduler:
         self._turn += 1
         if self._turn % OLDEST_EVERY == 0:
             prompts.sort(key=lambda w: w.arrival)
-        left = self._prompt_budget(len(plan), alone=len(work) == 1 and not others_wait)
+        left = self._prompt_budget(len(plan))
         for w in prompts:
             n = min(left, w.n_pending, w.max_tokens)
             if n > 0:
@@ -114,9 +112,9 @@ class Scheduler:
         """Learn from a step: see `StepCost.observe`."""
         self.cost.observe(n_answering, n_prompt, seconds)
 
-    def _prompt_budget(self, n_answering: int, alone: bool) -> int:
+    def _prompt_budget(self, n_answering: int) -> int:
         room = self.n_batch - n_answering
-        fitting = self.cost.prompt_tokens_in(self.step_limit_s * (ALONE if alone else 1))
+        fitting = self.cost.prompt_tokens_in(self.step_limit_s * (1 if n_answering else UNINTERRUPTED))
         if fitting is None:
             fitting = MIN_PROMPT_TOKENS * 4  # the first step teaches; it should not be a long one
         return max(1, min(room, max(fitting, MIN_PROMPT_TOKENS)))

@@ -26,10 +26,10 @@ def taught(prompt_token_s: float = 0.001, answering_s: float = 0.02) -> Schedule
     return scheduler
 
 
-@given(works(), st.booleans(), st.floats(1e-6, 1.0), st.floats(1e-4, 1.0))
-def test_plan_keeps_its_promises(work: list[Work], others: bool, prompt_s: float, answering_s: float) -> None:
+@given(works(), st.floats(1e-6, 1.0), st.floats(1e-4, 1.0))
+def test_plan_keeps_its_promises(work: list[Work], prompt_s: float, answering_s: float) -> None:
     scheduler = taught(prompt_s, answering_s)
-    plan = scheduler.plan(work, others)
+    plan = scheduler.plan(work)
     by_slot = {w.slot: w for w in work}
     assert set(plan) <= set(by_slot)
     assert sum(plan.values()) <= scheduler.n_batch
@@ -41,7 +41,7 @@ def test_plan_keeps_its_promises(work: list[Work], others: bool, prompt_s: float
     prompts = [w for w in work if not w.answering]
     assert bool(prompts) == any(w.slot in plan for w in prompts), "some prompt always advances"
     n_prompt = sum(plan.get(w.slot, 0) for w in prompts)
-    fits = scheduler.cost.prompt_tokens_in(0.4)
+    fits = scheduler.cost.prompt_tokens_in(0.1 if len(prompts) < len(work) else 0.4)
     assert fits is not None
     assert n_prompt <= max(MIN_PROMPT_TOKENS, fits)
 
@@ -68,9 +68,9 @@ def test_a_short_prompt_is_not_stuck_behind_a_long_one() -> None:
     assert taught().plan(work)[1] == 30
 
 
-def test_alone_a_prompt_takes_larger_steps() -> None:
+def test_while_nobody_answers_steps_are_larger() -> None:
     assert taught().plan([Work(0, 2000, False, 0)]) == {0: 256}
-    assert taught().plan([Work(0, 2000, False, 0)], others_wait=True) == {0: 100}
+    assert taught().plan([Work(0, 2000, False, 0), Work(1, 1, True, 1)]) == {0: 100, 1: 1}
 
 
 @given(st.integers(1, 2000), st.lists(st.integers(1, 60), min_size=1, max_size=400))
@@ -81,7 +81,7 @@ def test_a_long_prompt_is_not_starved_by_a_stream_of_short_ones(n_long: int, sho
     while left > 0:
         others = [Work(1 + i, shorts[(steps + i) % len(shorts)], False, arrival + i) for i in range(7)]
         arrival += 7
-        left -= scheduler.plan([Work(0, left, False, 0), *others]).get(0, 0)
+        left -= scheduler.plan([Work(0, left, False, 0), *others, Work(9, 1, True, 0)]).get(0, 0)
         steps += 1
     assert steps <= OLDEST_EVERY * (n_long / 100 + 1)
 
