@@ -13,9 +13,10 @@ from dataclasses import dataclass
 # the cost of an empty step would stop it for ever.
 MIN_PROMPT_TOKENS = 16
 
-# From this many tokens of one prompt on, flash attention on CPUs works in tiles, and a token costs half as
-# much (measured with AVX2: 48 tokens 198 ms, 64 tokens 225 ms). So a piece is not made smaller than that ...
-TILE_TOKENS = 64
+# From 64 tokens of one prompt on, flash attention on CPUs works in tiles, and a token costs a half to a
+# quarter as much (AVX2, at position 1,000: 16 tokens 140 ms). The first token goes with the answers, so a
+# few more. A piece is not made smaller than that ...
+TILE_TOKENS = 72
 # ... as long as it takes no more than this many times the limit.
 TILE_STRETCH = 4
 
@@ -29,6 +30,9 @@ UNINTERRUPTED = 4
 
 # Weight of the newest step in the learnt costs.
 LEARNING_RATE = 0.2
+
+# What remains of a bad memory of large pieces after each small one.
+FORGETTING = 0.99
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,24 @@ class Work:
 
 
 class StepCost:
-    """How long a step takes: a cost for the answering slots and a cost for each prompt token, both learnt."""
+    """How long steps take, learnt: with only answers, and for each prompt token in small and large pieces."""
 
     def __init__(self) -> None:
         self._answering_s: dict[int, float] = {}
-        self.prompt_token_s = 0.0
+        self._small_s = 0.0
+        self._tile_s = 0.0
 
     def observe(self, n_answering: int, n_prompt: int, seconds: float) -> None:
         """Learn from one step that decoded `n_answering` single tokens and `n_prompt` prompt tokens."""
         if n_prompt == 0:
-            known = self._answering_s.get(n_answering, seconds)
-            self._answering_s[n_answering] = known + LEARNING_RATE * (seconds - known)
+            self._answering_s[n_answering] = _mean(self._answering_s.get(n_answering, 0.0), seconds)
+            return
+        each = max(1e-9, seconds - self.answering_s(n_answering)) / n_prompt
+        if n_prompt >= TILE_TOKENS:
+            self._tile_s = _mean(self._tile_s, each)
         elif n_prompt >= MIN_PROMPT_TOKENS // 2:
-            each = max(0.0, seconds - self.answering_s(n_answering)) / n_prompt
-            known = self.prompt_token_s or each
-            self.prompt_token_s = known + LEARNING_RATE * (each - known)
+            self._small_s = _mean(self._small_s, each)
+            self._tile_s *= FORGETTING  # so that large pieces are tried again after a bad time
 
     def answering_s(self, n: int) -> float:
         """Expected seconds of a step with `n` answering slots and no prompt."""
@@ -73,9 +80,16 @@ class StepCost:
             return 0.0
         return self._answering_s[min(self._answering_s, key=lambda known: abs(known - n))]
 
-    def prompt_tokens_in(self, seconds: float) -> int | None:
-        """How many prompt tokens are read in that time; None while nothing is known."""
-        return int(seconds / self.prompt_token_s) if self.prompt_token_s else None
+    def prompt_tokens_in(self, seconds: float) -> int:
+        """How many prompt tokens to read in that time; never fewer than MIN_PROMPT_TOKENS."""
+        if self._tile_s * TILE_TOKENS <= seconds * TILE_STRETCH:
+            return max(TILE_TOKENS, int(seconds / self._tile_s) if self._tile_s else 0)
+        # A small piece costs more a token, never less.
+        return max(MIN_PROMPT_TOKENS, min(TILE_TOKENS, int(seconds / (self._small_s or self._tile_s))))
+
+
+def _mean(known: float, new: float) -> float:
+    return known + LEARNING_RATE * (new - known) if known else new
 
 
 class Scheduler:
@@ -119,8 +133,5 @@ class Scheduler:
         self.cost.observe(n_answering, n_prompt, seconds)
 
     def _prompt_budget(self, n_answering: int) -> int:
-        room = self.n_batch - n_answering
-        fitting = self.cost.prompt_tokens_in(self.step_limit_s * (1 if n_answering else UNINTERRUPTED))
-        tile = self.cost.prompt_token_s * TILE_TOKENS <= self.step_limit_s * TILE_STRETCH
-        least = TILE_TOKENS if tile else MIN_PROMPT_TOKENS
-        return max(1, min(room, max(fitting or 0, least)))
+        limit = self.step_limit_s * (1 if n_answering else UNINTERRUPTED)
+        return max(1, min(self.n_batch - n_answering, self.cost.prompt_tokens_in(limit)))
