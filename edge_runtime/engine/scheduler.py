@@ -13,11 +13,11 @@ from dataclasses import dataclass
 # the cost of an empty step would stop it for ever.
 MIN_PROMPT_TOKENS = 16
 
-# From 64 tokens of one prompt on, flash attention on CPUs works in tiles, and a token costs a half to a
-# quarter as much (AVX2, at position 1,000: 16 tokens 140 ms). The first token goes with the answers, so a
-# few more. A piece is not made smaller than that ...
-TILE_TOKENS = 72
-# ... as long as it takes no more than this many times the limit.
+# Flash attention on CPUs works in tiles of so many tokens of one prompt, and a token costs a half to a
+# quarter as much there as in a smaller piece (AVX2, at position 1,000: 16 tokens 140 ms). So a piece is some
+# whole tiles, at least one ...
+TILE_TOKENS = 64
+# ... as long as that takes no more than this many times the limit.
 TILE_STRETCH = 4
 
 # Every so many steps the prompt that has waited longest goes first; in the others the shortest does. A
@@ -119,8 +119,12 @@ class Scheduler:
         if self._turn % OLDEST_EVERY == 0:
             prompts.sort(key=lambda w: w.arrival)
         left = self._prompt_budget(len(plan))
+        # The first token of a prompt is computed with the answers, so it is not in its tiles.
+        beside = 1 if plan else 0
         for w in prompts:
             n = min(left, w.n_pending, w.max_tokens)
+            if TILE_TOKENS < n < w.n_pending:
+                n -= (n - beside) % TILE_TOKENS
             if n > 0:
                 plan[w.slot] = n
                 left -= n
@@ -134,4 +138,5 @@ class Scheduler:
 
     def _prompt_budget(self, n_answering: int) -> int:
         limit = self.step_limit_s * (1 if n_answering else UNINTERRUPTED)
-        return max(1, min(self.n_batch - n_answering, self.cost.prompt_tokens_in(limit)))
+        beside = 1 if n_answering else 0
+        return max(1, min(self.n_batch - n_answering, self.cost.prompt_tokens_in(limit) + beside))
