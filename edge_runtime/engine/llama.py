@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 # OpenMP reads this when it is loaded: how often a thread looks whether the others have come before it
-# sleeps. Its own choice, as good as for ever, makes a step up to 55 times slower as soon as another program
-# takes a core. 1,000 rounds are too few where waking up is slow: 20 % on a virtual machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# sleeps. Its own choice, as good as for ever, makes a step up to 55 times slower when another program takes a
+# core. This is about 2 ms, longer than the web process needs for its part of a step; after 1,000 rounds, say,
+# threads sleep and wake all the time, which costs 20 % on a virtual machine. For programs that take a core
+# for longer there is `device/governor.py`.
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import llama_cpp as C
 import numpy as np
