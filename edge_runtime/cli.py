@@ -429,7 +429,8 @@ async def _stream(
     from .engine.request import Delta, Failed, Request, Sampling
     from .server.line import Ask
 
-    given = {"temperature": temperature, "seed": seed}
+    # Small models repeat themselves: a little pressure against that, as on the page.
+    given = {"temperature": temperature, "seed": seed, "repeat_penalty": 1.1}
     sampling = Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     request = Request(uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat")
     ticket = worker.submit(Ask(request, messages=tuple(messages)))

@@ -79,9 +79,11 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def serving(model: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[RunningServer]:
-    """A server that is ready, and afterwards gone with all its processes."""
-    server = RunningServer("--model", str(model), *arguments, env=env)
+def serving(
+    model: Path | None, *arguments: str, env: dict[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """A server that is ready, and afterwards gone with all its processes. No model: the embedded one."""
+    server = RunningServer(*(("--model", str(model)) if model else ()), *arguments, env=env)
     family = [psutil.Process(server.process.pid)]
     try:
         yield server.wait()

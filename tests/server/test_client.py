@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pytest
@@ -21,8 +20,8 @@ SYSTEM = "You are a careful medical assistant. Answer in plain words, and say wh
 
 
 @pytest.fixture(scope="module")
-def server(embedded: Path) -> Iterator[RunningServer]:
-    with serving(embedded, "--slots", "8", "--ctx", "1024") as server:
+def server() -> Iterator[RunningServer]:
+    with serving(None, "--slots", "8", "--ctx", "1024") as server:
         yield server
 
 

@@ -14,6 +14,9 @@ const $ = (id) => document.getElementById(id);
 const DEMO = "Not a diagnosis. This demonstration model is too small for clinical use.";
 const NOTICE = "Not a diagnosis; check every answer.";
 
+// Small models repeat themselves: a little pressure against that, and an end.
+const ANSWER = { max_tokens: 768, repeat_penalty: 1.1 };
+
 let conversation = new Conversation();
 let running = null; // { turn, stop, ended }: the answer that is being written
 const unforgotten = new Set(); // conversations that the server has not yet confirmed to have cleared
@@ -61,6 +64,7 @@ async function write(turn, signal) {
     model: server.health.model?.name,
     conversation: conversation.id,
     messages: conversation.messages(turn),
+    ...ANSWER,
   };
   let show;
   try {
