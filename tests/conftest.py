@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests import tiny_gguf
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,8 @@ def embedded() -> Path:
     from edge_runtime.models import embedded
 
     return embedded.prepare()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first: a mistake should show in seconds."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -113,15 +113,16 @@ def test_echo_with_logprobs_covers_the_prompt(client: httpx.Client) -> None:
 def test_schema_and_grammar(client: httpx.Client) -> None:
     schema = {
         "type": "object",
-        "properties": {"dose": {"type": "integer", "maximum": 500}},
+        "properties": {"dose": {"type": "integer", "minimum": 0, "maximum": 500}},
         "required": ["dose"],
+        "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "d", "schema": schema, "strict": True}}
     body = chat("?", response_format=form, max_tokens=100)
     answer = json.loads(
         client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
     )
-    assert answer["dose"] <= 500
+    assert 0 <= answer["dose"] <= 500
     bad = client.post("/v1/chat/completions", json=chat("?", grammar="root ::= foo"))
     assert bad.status_code == 400 and error_of(bad)["code"] == "invalid_grammar"
 
