@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..config import Settings
+from ..device.machine import look
 from ..device.memory import available_bytes, pss_bytes
 from ..engine.request import Delta, Done, Failed
 from ..errors import InvalidRequest, MedgeError, ModelNotFound, NotFound, Unsupported
@@ -56,6 +57,7 @@ class Server:
         self.settings = settings
         self.metrics = metrics
         self.started = time.time()
+        self.cpu = look().cpu
         self._rates: deque[tuple[float, int]] = deque()
         # Raw HTML stays text, and links that run code are no links.
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -109,7 +111,7 @@ class Server:
                 "demo": self.model.demo,
             },
             "device": {
-                "name": "GPU" if on_gpu else "CPU",
+                "name": "GPU" if on_gpu else self.cpu,
                 "kind": "gpu" if on_gpu else "cpu",
                 "n_layers_gpu": ready.n_layers_gpu if ready else 0,
                 "n_layers": ready.n_layers if ready else header.n_layers,

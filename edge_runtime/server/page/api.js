@@ -95,14 +95,8 @@ export async function forget(id, { keepalive = false } = {}) {
  * Yields `{ text }`, then `{ finish }` ("stop" or "length"), then `{ usage, timings }`. Aborting `signal` cancels
  * the generation on the server.
  */
-export async function* answer({ model, messages, conversation }, signal) {
-  const body = {
-    model,
-    messages,
-    conversation,
-    stream: true,
-    stream_options: { include_usage: true },
-  };
+export async function* answer(request, signal) {
+  const body = { ...request, stream: true, stream_options: { include_usage: true } };
   const response = await send("/v1/chat/completions", { method: "POST", body, signal });
   if (!response.ok) throw await refusal(response);
   for await (const data of serverSentEvents(response.body)) {
