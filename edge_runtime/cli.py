@@ -41,6 +41,9 @@ T = TypeVar("T")
 out = Console()
 err = Console(stderr=True)
 
+# Tokens of one step at most: what the engine is given, and what its memory is planned for.
+N_BATCH = 256
+
 ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers")
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time, on 3.10 too
@@ -563,7 +566,7 @@ def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] 
             n_slots=settings.slots,
             n_ctx=settings.ctx,
             prefix_tokens=settings.prefix_tokens,
-            n_batch=256,
+            n_batch=N_BATCH,
             n_vocab=header.n_vocab,
             n_embd=header.n_embd,
             kv=settings.kv,
@@ -580,6 +583,7 @@ def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] 
         "max_waiting": settings.queue + settings.slots,
         "step_limit_s": settings.step_limit_ms / 1000,
         "prefix_tokens": settings.prefix_tokens,
+        "n_batch": N_BATCH,
     }
     return Worker(
         Start(config, header.chat_template),

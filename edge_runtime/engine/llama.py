@@ -117,7 +117,6 @@ class Model:
             self.can_share = not (
                 C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
             )
-            self.max_outputs = config.n_sequences + N_EXTRA_OUTPUTS
             self._pieces: dict[tuple[int, bool], bytes] = {}
             self.ends = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
             self._end_ids = np.array(sorted(self.ends), dtype=np.int64)
