@@ -355,6 +355,8 @@ class Engine:
     def _forget(self) -> None:
         with self._lock:
             names, self._forgotten = self._forgotten, set()
+        for name in names:
+            self._prefixes.forget(name)
         for slot in self._slots:
             if slot.conversation in names and slot.conversation is not None:
                 if slot.job:
@@ -383,21 +385,26 @@ class Engine:
         usable = len(tokens) - 1  # the last token is decoded anew: its logits are needed
         own = common_length(slot.resident, tokens)
         kept, n_kept = self._prefixes.find(tokens)
-        others = [s for s in self._slots if s is not slot]
-        other = max(others, key=lambda s: common_length(s.resident, tokens), default=slot)
-        n = min(max(n_kept, common_length(other.resident, tokens)), usable)
+        n_other, other = max(
+            ((common_length(s.resident, tokens), s) for s in self._slots if s is not slot),
+            key=lambda pair: pair[0],
+            default=(0, slot),
+        )
+        n = min(max(n_kept, n_other), usable)
         if n > own and n >= MIN_SHARED:
             if kept and n_kept >= n:
+                self._prefixes.use(kept, request.conversation)
                 return self._load(slot, kept.state, n)
-            return self._share(other, slot, tokens, n)
+            return self._share(other, slot, request, n)
         own = min(own, usable)
         return own if own and self.model.truncate(slot.sequence, own) else 0
 
-    def _share(self, source: Slot, slot: Slot, tokens: list[int], n: int) -> int:
+    def _share(self, source: Slot, slot: Slot, request: Request, n: int) -> int:
         """Copy the first `n` tokens of one slot to another, and keep them for later ones."""
+        sent_by = (source.conversation, request.conversation)
         n = self._load(slot, self.model.save(source.sequence), n)
-        if n and self._prefixes.wants(tokens[:n]):
-            self._prefixes.keep(tokens[:n], self.model.save(slot.sequence))
+        if n and self._prefixes.wants(request.tokens[:n]):
+            self._prefixes.keep(request.tokens[:n], self.model.save(slot.sequence), sent_by)
         return n
 
     def _load(self, slot: Slot, state: bytes, n: int) -> int:
@@ -456,11 +463,10 @@ class Engine:
         return behind
 
     def _take(self, slot: Slot, other: Slot, n: int) -> None:
-        tokens, conversation = slot.tokens, slot.conversation
-        slot.n_decoded = self._share(other, slot, tokens, n)
-        slot.tokens, slot.conversation = tokens, conversation
-        if slot.job:
-            slot.job.n_cached = slot.n_decoded
+        assert slot.job is not None
+        request = slot.job.request
+        slot.job.n_cached = slot.n_decoded = self._share(other, slot, request, n)
+        slot.tokens, slot.conversation = list(request.tokens), request.conversation
 
     # -- decode
 

@@ -6,11 +6,14 @@ looks like is up to the caller: here it is bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # A shorter beginning is quicker to read than to keep track of.
 MIN_SHARED = 32
+
+# What more conversations than this have sent, such as a system prompt, is nobody's own.
+MAX_OWNERS = 16
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -29,11 +32,21 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass
 class Kept:
-    """A kept beginning: its tokens, and a sequence's state after exactly these."""
+    """A kept beginning: its tokens, and a sequence's state after exactly these.
+
+    `owners` are the conversations that sent it. None: it is not theirs alone, and outlives them.
+    """
 
     tokens: list[int]
     state: bytes
     last_used: int
+    owners: set[str] | None
+
+    def add_owner(self, conversation: str | None) -> None:
+        if self.owners is not None and conversation is not None:
+            self.owners.add(conversation)
+        if conversation is None or len(self.owners or ()) > MAX_OWNERS:
+            self.owners = None
 
 
 class PrefixStore:
@@ -59,23 +72,39 @@ class PrefixStore:
             n = common_length(kept.tokens, tokens)
             if n > length:
                 best, length = kept, n
-        if best:
-            best.last_used = self._tick()
         return best, length
+
+    def use(self, kept: Kept, conversation: str | None) -> None:
+        """Note that a request has copied a kept beginning."""
+        kept.last_used = self._tick()
+        kept.add_owner(conversation)
 
     def wants(self, tokens: Sequence[int]) -> bool:
         """Whether `keep` would take them: long enough, within the limit, and not kept already."""
         n = len(tokens)
         return MIN_SHARED <= n <= self._max_tokens and self.find(tokens)[1] < n
 
-    def keep(self, tokens: Sequence[int], state: bytes) -> None:
-        """Keep a beginning that `wants` asked for; what it continues, and what is old, makes room."""
+    def keep(self, tokens: Sequence[int], state: bytes, conversations: Iterable[str | None]) -> None:
+        """Keep a beginning that `wants` asked for; what it continues, and what is old, makes room.
+
+        `conversations` are those that sent it; None for a request without one.
+        """
         n = len(tokens)
         self._kept = [k for k in self._kept if common_length(k.tokens, tokens) < len(k.tokens)]
         self._kept.sort(key=lambda k: k.last_used)
         while self.n_tokens + n > self._max_tokens:
             self._kept.pop(0)
-        self._kept.append(Kept(list(tokens), state, self._tick()))
+        new = Kept(list(tokens), state, self._tick(), set())
+        for conversation in conversations:
+            new.add_owner(conversation)
+        self._kept.append(new)
+
+    def forget(self, conversation: str) -> None:
+        """Drop what only this conversation sent."""
+        for kept in self._kept:
+            if kept.owners is not None:
+                kept.owners.discard(conversation)
+        self._kept = [k for k in self._kept if k.owners is None or k.owners]
 
     def clear(self) -> None:
         """Give everything back."""

@@ -146,13 +146,28 @@ def test_conversation_reads_only_what_is_new(engine: Engine) -> None:
 
 
 def test_forget_clears_the_conversation(engine: Engine) -> None:
+    """From its slots, and from the beginnings that its own requests shared with each other."""
     tokens = prompt(engine, "A private matter that nobody else should find in a slot afterwards.")
-    list(engine.generate(Request("1", tokens, max_tokens=5, conversation="mine")))
+    asked = [Request(name, tokens, max_tokens=5, conversation="mine") for name in "12"]
+    list(engine.generate(*asked))
+    assert engine.snapshot().n_prefix_tokens > 0
     engine.forget("mine")
     engine.step()
     assert all(slot.conversation != "mine" for slot in engine._slots)
-    done = [*engine.generate(Request("2", tokens, max_tokens=5, conversation="mine"))][-1]
+    assert engine.snapshot().n_prefix_tokens == 0
+    done = [*engine.generate(Request("3", tokens, max_tokens=5, conversation="mine"))][-1]
     assert isinstance(done, Done) and done.timing.n_cached == 0
+
+
+def test_forget_leaves_what_others_sent_too(engine: Engine) -> None:
+    tokens = prompt(engine, "A system prompt that two conversations have in common, and no more.")
+    list(engine.generate(*(Request(name, tokens, max_tokens=5, conversation=name) for name in "12")))
+    engine.forget("1")
+    engine.step()
+    assert engine.snapshot().n_prefix_tokens > 0
+    engine.forget("2")
+    engine.step()
+    assert engine.snapshot().n_prefix_tokens == 0
 
 
 requests_drawn = st.lists(

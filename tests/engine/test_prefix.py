@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edge_runtime.engine.prefix import MIN_SHARED, PrefixStore, common_length
+from edge_runtime.engine.prefix import MAX_OWNERS, MIN_SHARED, PrefixStore, common_length
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
@@ -31,7 +31,7 @@ class Store(RuleBasedStateMachine):
     @rule(tokens=prompts)
     def keep(self, tokens: list[int]) -> None:
         if self.store.wants(tokens):
-            self.store.keep(tokens, bytes(tokens))
+            self.store.keep(tokens, bytes(tokens), [None])
         if MIN_SHARED <= len(tokens) <= LIMIT:
             assert self.store.find(tokens)[1] == len(tokens)
             assert not self.store.wants(tokens)
@@ -60,8 +60,38 @@ TestStore = Store.TestCase
 def test_the_least_recently_used_leaves_first() -> None:
     store = PrefixStore(100)
     a, b, c = ([i] * 40 for i in range(3))
-    store.keep(a, b"a")
-    store.keep(b, b"b")
-    store.find(a)
-    store.keep(c, b"c")
+    store.keep(a, b"a", [None])
+    store.keep(b, b"b", [None])
+    kept, _ = store.find(a)
+    assert kept
+    store.use(kept, None)
+    store.keep(c, b"c", [None])
     assert [store.find(t)[1] for t in (a, b, c)] == [40, 0, 40]
+
+
+names = st.sampled_from(["a", "b", "c", None])
+
+
+@given(st.lists(names, min_size=1), st.lists(names), st.lists(st.sampled_from("abc")))
+def test_a_beginning_lives_as_long_as_one_of_its_conversations(
+    sent_by: list[str | None], used_by: list[str | None], forgotten: list[str]
+) -> None:
+    store = PrefixStore(100)
+    store.keep([1] * 40, b"", sent_by)
+    for conversation in used_by:
+        kept, _ = store.find([1] * 40)
+        assert kept
+        store.use(kept, conversation)
+    for conversation in forgotten:
+        store.forget(conversation)
+    owners = {*sent_by, *used_by}
+    assert store.n_tokens == (40 if owners - {*forgotten} else 0)
+
+
+def test_what_very_many_conversations_sent_outlives_them() -> None:
+    store = PrefixStore(100)
+    everybody = [str(i) for i in range(MAX_OWNERS + 1)]
+    store.keep([1] * 40, b"", everybody)
+    for conversation in everybody:
+        store.forget(conversation)
+    assert store.n_tokens == 40
