@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,7 +15,6 @@ from ..engine.request import Event, Request
 from ..errors import MedgeError
 
 _LENGTH = struct.Struct("<I")
-HEADER_BYTES = _LENGTH.size
 
 
 # -- to the engine
@@ -111,19 +111,31 @@ def pack(message: object) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def body_length(header: bytes) -> int:
-    return int(_LENGTH.unpack(header)[0])
-
-
-def unpack(body: bytes) -> Any:
-    return pickle.loads(body)
-
-
 def receive(stream: BinaryIO) -> Any | None:
     """The next message of a blocking stream; None when the other end is gone."""
-    header = stream.read(HEADER_BYTES)
-    if len(header) < HEADER_BYTES:
+    header = stream.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
         return None
-    length = body_length(header)
+    (length,) = _LENGTH.unpack(header)
     body = stream.read(length)
-    return unpack(body) if len(body) == length else None
+    return pickle.loads(body) if len(body) == length else None
+
+
+class Messages:
+    """Bytes as they come, put together to messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The messages that are complete with these bytes."""
+        data = self._rest + data
+        begin = 0
+        while len(data) - begin >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(data, begin)
+            end = begin + _LENGTH.size + length
+            if end > len(data):
+                break
+            yield pickle.loads(data[begin + _LENGTH.size : end])
+            begin = end
+        self._rest = data[begin:]

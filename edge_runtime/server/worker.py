@@ -20,20 +20,18 @@ from typing import Any, Literal
 from ..engine.request import Delta, Done, Event, Failed
 from ..errors import EngineClosed, EngineDied, InvalidModel, MedgeError, QueueFull
 from .line import (
-    HEADER_BYTES,
     Ask,
     Cancel,
     Forget,
     LoadFailed,
     Loading,
+    Messages,
     Ping,
     Ready,
     Running,
     Start,
     Step,
-    body_length,
     pack,
-    unpack,
 )
 
 log = logging.getLogger("medge.worker")
@@ -46,6 +44,8 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
 # A request that was waiting when the child died twice may be what kills it.
 MAX_ASKED = 2
+# A line of the child's stderr that is longer is cut.
+MAX_WORDS_BYTES = 4096
 
 
 @dataclass
@@ -68,6 +68,33 @@ class Ticket:
             yield event
             if not isinstance(event, Delta):
                 return
+
+
+class Pipes(asyncio.SubprocessProtocol):
+    """The child's messages and last words, handed on as they come: a task that reads them would have to be
+    woken for every token.
+    """
+
+    def __init__(self, on_message: Callable[[Any], None], on_words: Callable[[str], None]) -> None:
+        self._messages = Messages()
+        self._on_message = on_message
+        self._unfinished = b""
+        self._on_words = on_words
+        self.closed = asyncio.Event()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            for message in self._messages.feed(data):
+                self._on_message(message)
+        else:
+            *lines, rest = (self._unfinished + data).split(b"\n")
+            self._unfinished = rest[:MAX_WORDS_BYTES]
+            for line in lines:
+                self._on_words(line[:MAX_WORDS_BYTES].decode("utf-8", "replace").rstrip())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._on_words(self._unfinished.decode("utf-8", "replace"))
+        self.closed.set()
 
 
 class Worker:
@@ -95,7 +122,8 @@ class Worker:
         self._hang_timeout_s = hang_timeout_s
         self._on_end = on_end or (lambda event: None)
         self._tickets: dict[str, Ticket] = {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.SubprocessTransport | None = None
+        self._closed: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._heard = 0.0
@@ -112,7 +140,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._process.get_pid() if self._process else None
 
     @property
     def n_waiting(self) -> int:
@@ -206,39 +234,19 @@ class Worker:
     async def _live(self) -> str:
         """One child from start to end; returns why it ended."""
         self._stderr.clear()
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "edge_runtime.server.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        self._process, pipes = await asyncio.get_running_loop().subprocess_exec(
+            lambda: Pipes(self._take, self._keep_words), sys.executable, "-m", "edge_runtime.server.child"
         )
-        assert process.stdout and process.stderr
+        self._closed = pipes.closed
         self.ready = None
         self._heard = time.monotonic()
         self._send(self._start)
         watch = asyncio.create_task(self._watch())
-        errors = asyncio.create_task(self._keep_stderr(process.stderr))
         try:
-            while True:
-                header = await process.stdout.readexactly(HEADER_BYTES)
-                body = await process.stdout.readexactly(body_length(header))
-                self._heard = time.monotonic()
-                message = unpack(body)
-                self._take(message)
-                if isinstance(message, LoadFailed):
-                    return "the model cannot be loaded"
-        except asyncio.IncompleteReadError:
-            code = await process.wait()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(errors, 1.0)  # its last words
-            if watch.done() and not watch.cancelled():
-                return watch.result()
-            return _cause(code)
+            await pipes.closed.wait()
         finally:
             watch.cancel()
-            errors.cancel()
+        return watch.result() if watch.done() and not watch.cancelled() else _cause(self._process)
 
     async def _watch(self) -> str:
         while True:
@@ -252,15 +260,14 @@ class Worker:
                 return f"it did not answer for {silent:.0f} s"
             self._send(Ping())
 
-    async def _keep_stderr(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
-            text = line.decode("utf-8", "replace").rstrip()
+    def _keep_words(self, text: str) -> None:
+        if text:
             self._stderr.append(text)
             log.debug("engine: %s", text)
 
     def _died(self, why: str) -> None:
         """Decide what becomes of the requests, and whether there will be another child."""
-        words = next((line for line in reversed(self._stderr) if line.strip()), "")
+        words = self._stderr[-1].strip() if self._stderr else ""
         self.last_death = why + (f"; its last words: {words[:200]}" if words else "")
         loading = self.ready is None
         log.error("The engine's process ended: %s", self.last_death)
@@ -299,24 +306,25 @@ class Worker:
             self._end(ticket, Failed(ticket.id, self.error))
 
     async def _kill(self) -> None:
-        process = self._process
-        if process and process.returncode is None:
+        if self._process and self._closed:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                self._process.kill()
+            await self._closed.wait()
+            self._process.close()
 
     # -- messages
 
     def _send(self, message: object) -> None:
-        process = self._process
-        if process and process.stdin and not process.stdin.is_closing():
-            process.stdin.write(pack(message))
+        stdin: Any = self._process.get_pipe_transport(0) if self._process else None
+        if stdin and not stdin.is_closing():
+            stdin.write(pack(message))
 
     def _send_ask(self, ticket: Ticket) -> None:
         ticket.n_asked += 1
         self._send(ticket.ask)
 
     def _take(self, message: object) -> None:
+        self._heard = time.monotonic()
         if isinstance(message, Step):
             if message.snapshot is not None:
                 self.snapshot = message.snapshot
@@ -362,8 +370,9 @@ class Worker:
         return max(1.0, mean / self._n_slots)
 
 
-def _cause(code: int) -> str:
-    if code >= 0:
+def _cause(process: asyncio.SubprocessTransport) -> str:
+    code = process.get_returncode()
+    if code is None or code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
     if name == "SIGKILL":
