@@ -50,7 +50,7 @@ Config = Annotated[
     typer.Option("--config", help="TOML file with settings, the same names as the flags."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text for people.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
+MaxTokens = Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens of an answer at most.")]
 Temperature = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(min=0, max=2, help="0 always takes the most probable token."),

@@ -60,6 +60,17 @@ def sentence(run: subprocess.CompletedProcess[bytes], status: int) -> str:
     return lines[0]
 
 
+def test_modules_in_the_current_folder_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    """A downloaded file of that name is not run, neither by the command nor by the engine's process."""
+    for name in ("json", "numpy", "edge_runtime", "struct", "llama_cpp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger ran')")
+    script = Path(sys.executable).with_name("medge")
+    words = [script, "ask", "--json", "--model", tiny, "--max-tokens", "2", "Hello"]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=60, env=ENVIRONMENT)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["answer"]
+
+
 # -- help
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import InvalidModel
+from ..program import command
 from . import gguf
 
 NAME = "SmolLM2-135M-Instruct"
@@ -72,8 +73,8 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
     partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        run = subprocess.run(  # a process of its own: native code may abort, and its memory is given back
-            [sys.executable, "-m", "edge_runtime.engine.requantize", source, partial, TYPE],
+        run = subprocess.run(
+            [*command("edge_runtime.engine.requantize"), source, partial, TYPE],
             capture_output=True,
             text=True,
         )

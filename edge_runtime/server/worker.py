@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from ..engine.request import Delta, Done, Event, Failed
 from ..errors import EngineClosed, EngineDied, InvalidModel, MedgeError, QueueFull
+from ..program import command
 from .line import (
     Ask,
     Cancel,
@@ -235,7 +235,7 @@ class Worker:
         """One child from start to end; returns why it ended."""
         self._stderr.clear()
         self._process, pipes = await asyncio.get_running_loop().subprocess_exec(
-            lambda: Pipes(self._take, self._keep_words), sys.executable, "-m", "edge_runtime.server.child"
+            lambda: Pipes(self._take, self._keep_words), *command("edge_runtime.server.child")
         )
         self._closed = pipes.closed
         self.ready = None
