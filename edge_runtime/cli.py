@@ -90,15 +90,14 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 def _flag(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
-    kind = field.annotation
+    kind: Any = field.annotation
     if get_origin(kind) is not None and type(None) in get_args(kind):
         kind = next(a for a in get_args(kind) if a is not type(None))
     text = field.description or ""
-    if get_args(kind):  # a Literal
-        choices = [str(c) for c in get_args(kind)]
-        kind, metavar = str, "|".join(choices)
+    if choices := get_args(kind):  # a Literal
+        metavar = "|".join(str(c) for c in choices)
     else:
-        metavar = None
+        metavar = {int: "INTEGER", float: "NUMBER"}.get(kind, "TEXT")
     if field.default_factory is None and field.default is not None:
         shown = ("on" if field.default else "off") if kind is bool else field.default
         text += f" Default: {shown}."
@@ -109,8 +108,9 @@ def _flag(name: str) -> inspect.Parameter:
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[
-            Optional[kind],  # noqa: UP045
-            typer.Option(*names, help=text, metavar=metavar, show_default=False),
+            # As text: `Settings` checks flags, environment and file alike, and says what is wrong.
+            Optional[bool if kind is bool else str],  # noqa: UP045
+            typer.Option(*names, help=text, metavar=None if kind is bool else metavar, show_default=False),
         ],
     )
 
