@@ -184,10 +184,16 @@ def _serve(settings: Settings, model: ModelFile) -> None:
             yield
         finally:
             task.cancel()
-            await worker.stop(settings.grace_s)
+            await worker.stop(grace_s=0)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            stop = asyncio.create_task(worker.stop(settings.grace_s))
+            await super().shutdown(sockets)
+            await stop
 
     api = create_app(worker, model, settings, metrics, lifespan)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             api,
             host=settings.host,
@@ -195,7 +201,8 @@ def _serve(settings: Settings, model: ModelFile) -> None:
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.grace_s)),
+            # The worker ends what is still running with an error that says so; this is for sending it.
+            timeout_graceful_shutdown=int(settings.grace_s) + 5,
             # Many connections may wait for an answer, but a file descriptor each has to be left for others.
             backlog=512,
         )

@@ -87,6 +87,18 @@ def test_dies_again_and_again(tiny: Path) -> None:
         assert ask(server).status_code == 503
 
 
+def test_stop_ends_what_takes_longer_than_the_grace(tiny: Path) -> None:
+    with serving(tiny, "--slots", "1", "--ctx", "8192", "--grace-s", "0.2") as server:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, server, ignore_eos=True, max_tokens=8000)
+            server.wait_until("answering", lambda: states(server) == ["answering"])
+            server.process.terminate()
+            response = answer.result()
+        assert response.status_code == 503 and response.json()["error"]["code"] == "engine_closed"
+        server.process.wait(10)
+        assert "Traceback" not in "".join(server.lines)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stop_lets_running_answers_finish(tiny: Path, how: signal.Signals) -> None:
     with serving(tiny, "--slots", "1", "--ctx", "2048") as server:
