@@ -272,7 +272,7 @@ def _facts(settings: Settings, model: ModelFile, ready: Any, address: str) -> An
             f"{model.name} ({header.architecture}, {ready.n_params / 1e6:,.0f} M parameters)",
         ),
         ("size", f"{header.file_bytes / 1e6:,.0f} MB, {header.quantization}"),
-        ("slots", f"{settings.slots} of {settings.ctx:,} tokens, KV {settings.kv}"),
+        ("slots", f"{settings.slots} of {header.context(settings.ctx):,} tokens, KV {settings.kv}"),
         ("threads", f"{settings.threads}, {on_gpu}"),
         ("flash attention", "on" if ready.flash_attention else "off"),
         ("loaded in", f"{ready.load_s:.1f} s"),
@@ -281,7 +281,9 @@ def _facts(settings: Settings, model: ModelFile, ready: Any, address: str) -> An
         table.add_row(name, _plain(value))
     if model.demo:
         table.add_row("[yellow]note[/]", "[yellow]A demonstration: far too small for clinical use.[/]")
-    if settings.ctx > header.n_ctx_train:
+    if header.embeddings:
+        table.add_row("note", "An embedding model: it answers at /v1/embeddings, and writes no text.")
+    if header.context(settings.ctx) > header.n_ctx_train:
         table.add_row(
             "[yellow]note[/]",
             f"[yellow]The model was trained on {header.n_ctx_train:,} tokens; longer contexts degrade.[/]",
@@ -462,6 +464,11 @@ async def _stream(
 @asynccontextmanager
 async def _session(settings: Settings, model: ModelFile) -> AsyncIterator[Worker]:
     """A worker for one person, without a server."""
+    if model.header.embeddings:
+        raise InvalidSetting(
+            f"{model.name} is an embedding model and writes no text. Name a text model with --model, or use "
+            "medge serve and /v1/embeddings."
+        )
     worker = _worker(settings.model_copy(update={"slots": 1, "prefix_tokens": 0}), model)
     with err.status(f"Loading {_plain(model.name)}"):
         try:
@@ -503,6 +510,7 @@ def info(settings: Settings, as_json: Json = False) -> None:
             "n_ctx_train": header.n_ctx_train,
             "n_vocab": header.n_vocab,
             "kv_bytes_per_token": header.kv_bytes_per_token("f16"),
+            "embeddings": header.embeddings,
             "has_chat_template": header.chat_template is not None,
             "demo": model.demo,
         },
@@ -561,39 +569,44 @@ def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] 
     Raises:
         NotEnoughMemory: the model would not fit; nothing is loaded.
     """
-    from .device.plan import make_plan, require_room
+    from .device.plan import make_embedding_plan, make_plan, require_room
     from .server.line import Start
     from .server.worker import Worker
 
     header = model.header
-    require_room(
-        make_plan(
-            weights_bytes=header.weight_bytes,
-            kv_bytes_per_token=header.kv_bytes_per_token(settings.kv),
-            n_slots=settings.slots,
-            n_ctx=settings.ctx,
-            prefix_tokens=settings.prefix_tokens,
-            n_batch=N_BATCH,
-            n_vocab=header.n_vocab,
-            n_embd=header.n_embd,
-            kv=settings.kv,
-        )
-    )
+    sizes: dict[str, Any] = {
+        "weights_bytes": header.weight_bytes,
+        "kv_bytes_per_token": header.kv_bytes_per_token(settings.kv),
+        "n_ctx": header.context(settings.ctx),
+        "n_batch": N_BATCH,
+        "n_vocab": header.n_vocab,
+        "n_embd": header.n_embd,
+        "kv": settings.kv,
+    }
     config = {
         "path": model.path,
         "n_slots": settings.slots,
-        "n_ctx": settings.ctx,
+        "n_ctx": header.context(settings.ctx),
         "n_threads": settings.threads,
         "kv": settings.kv,
         "flash_attention": settings.flash_attention,
         "n_gpu_layers": settings.gpu_layers,
-        "max_waiting": settings.queue + settings.slots,
-        "step_limit_s": settings.step_limit_ms / 1000,
-        "prefix_tokens": settings.prefix_tokens,
         "n_batch": N_BATCH,
     }
+    if header.embeddings:
+        flash = settings.flash_attention
+        plan = make_embedding_plan(**sizes, n_head=header.n_head, flash_attention=flash, whole=header.whole)
+        config["whole"] = header.whole
+    else:
+        plan = make_plan(**sizes, n_slots=settings.slots, prefix_tokens=settings.prefix_tokens)
+        config |= {
+            "max_waiting": settings.queue + settings.slots,
+            "step_limit_s": settings.step_limit_ms / 1000,
+            "prefix_tokens": settings.prefix_tokens,
+        }
+    require_room(plan)
     return Worker(
-        Start(config, header.chat_template),
+        Start(config, header.chat_template, header.embeddings),
         n_slots=settings.slots,
         max_waiting=settings.queue,
         hang_timeout_s=settings.hang_timeout_s,

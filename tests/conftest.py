@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import gguf
 import pytest
 
 from tests import tiny_gguf
@@ -17,6 +18,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of half a megabyte; heads of 32, so that q8_0 KV is possible."""
     return tiny_gguf.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_head=2, n_head_kv=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as an embedding model."""
+    path = tmp_path_factory.mktemp("mean") / "tiny-mean.gguf"
+    return tiny_gguf.write(path, n_head=2, n_head_kv=1, pooling=gguf.PoolingType.MEAN)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that was trained for 128 tokens; the first one's vector is the text's."""
+    return tiny_gguf.write_bert(tmp_path_factory.mktemp("bert") / "tiny-bert.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,26 @@ def test_too_little_memory(tiny: Path) -> None:
     assert "MiB are free" in text and "--slots times --ctx" in text
 
 
+def test_too_little_memory_for_embeddings(tmp_path: Path) -> None:
+    path = tiny_gguf.write_bert(tmp_path / "bert.gguf", n_ctx=1 << 19)
+    text = sentence(medge("serve", "--port", "0", "--model", str(path), "--ctx", "524288"), 1)
+    assert "MiB are free" in text and "Make --ctx at least" in text and "--slots" not in text
+
+
+@pytest.mark.parametrize("command", [("ask", "hi"), ("chat",)])
+def test_an_embedding_model_writes_no_text(command: tuple[str, ...], tiny_bert: Path) -> None:
+    text = sentence(medge(*command, "--model", str(tiny_bert)), 2)
+    assert "tiny-bert is an embedding model" in text and "--model" in text
+
+
+@pytest.mark.parametrize(
+    ("fixture", "embeddings"), [("tiny", False), ("tiny_mean", True), ("tiny_bert", True)]
+)
+def test_info_tells_embedding_models(fixture: str, embeddings: bool, request: pytest.FixtureRequest) -> None:
+    run = medge("info", "--json", "--model", str(request.getfixturevalue(fixture)))
+    assert json.loads(run.stdout)["model"]["embeddings"] is embeddings
+
+
 def test_a_port_in_use(tiny: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

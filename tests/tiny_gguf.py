@@ -1,10 +1,11 @@
-"""Writes a model of half a megabyte that llama.cpp loads: random weights, words for any text.
+"""Writes models of half a megabyte that llama.cpp loads: random weights, words for any text.
 
-What it answers is noise, but the same noise for the same seed.
+What they answer is noise, but the same noise for the same seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -50,12 +51,16 @@ def write(
     n_ctx: int = 2048,
     chat_template: str | None = DEFAULT_CHAT_TEMPLATE,
     architecture: str = "llama",
+    pooling: gguf.PoolingType | None = None,
+    causal: bool = True,
     **overrides: int,
 ) -> Path:
     """Writes the model and returns its path.
 
     Args:
         n_ctx: the context length that the file claims it was trained for.
+        pooling: makes it an embedding model, or with RANK a reranker.
+        causal: tokens look only at what is before them.
         overrides: sizes in place of n_layers=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128.
 
     Raises:
@@ -81,6 +86,10 @@ def write(
     writer.add_head_count_kv(sizes["n_head_kv"])
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    if not causal:
+        writer.add_causal_attention(False)
     writer.add_vocab_size(len(texts))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(texts)
@@ -95,14 +104,7 @@ def write(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    random = np.random.default_rng(seed)
-
-    def matrix(n_out: int, n_in: int, gain: float = 1.0) -> Array:
-        """Keeps the variance of its input, times `gain` squared."""
-        weights = random.standard_normal((n_out, n_in), dtype=np.float32)
-        weights *= np.float32(gain / n_in**0.5)
-        return weights
-
+    matrix = _matrices(seed)
     ones = np.ones(n_embd, dtype=np.float32)
     writer.add_tensor("token_embd.weight", matrix(len(texts), n_embd, n_embd**0.5))
     for i in range(sizes["n_layers"]):
@@ -122,7 +124,83 @@ def write(
         if kind in (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN):
             head[i] *= np.float32(0.1)  # logits near 0, so that an answer seldom ends by itself
     writer.add_tensor("output.weight", head)
+    return _written(writer, path)
 
+
+def write_bert(
+    path: Path, *, seed: int = 0, n_ctx: int = 128, pooling: gguf.PoolingType | None = gguf.PoolingType.CLS
+) -> Path:
+    """Writes an encoder of BERT's kind, which reads a text in both directions and has no KV memory.
+
+    Its words are single letters and digits; a text stands between [CLS] and [SEP].
+    """
+    n_embd, n_ff = 64, 128
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    control = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # U+2581 marks the beginning of a word, and what has none goes on with one.
+    texts = [*control, *("\u2581" + letter for letter in letters), *letters]
+    kinds = [gguf.TokenType.CONTROL] * len(control) + [gguf.TokenType.NORMAL] * (2 * len(letters))
+
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_name("tiny-bert")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(n_ctx)
+    writer.add_embedding_length(n_embd)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    writer.add_token_type_count(2)
+    writer.add_vocab_size(len(texts))
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(texts)
+    writer.add_token_types(kinds)
+    for name, add in (
+        ("[PAD]", writer.add_pad_token_id),
+        ("[UNK]", writer.add_unk_token_id),
+        ("[CLS]", writer.add_bos_token_id),
+        ("[SEP]", writer.add_sep_token_id),
+        ("[MASK]", writer.add_mask_token_id),
+    ):
+        add(texts.index(name))
+
+    matrix = _matrices(seed)
+    ones, zeros = np.ones(n_embd, dtype=np.float32), np.zeros(n_embd, dtype=np.float32)
+    writer.add_tensor("token_embd.weight", matrix(len(texts), n_embd, n_embd**0.5))
+    writer.add_tensor("token_types.weight", matrix(2, n_embd))
+    writer.add_tensor("position_embd.weight", matrix(n_ctx, n_embd, n_embd**0.5))
+    writer.add_tensor("token_embd_norm.weight", ones)
+    writer.add_tensor("token_embd_norm.bias", zeros)
+    for i in range(2):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            writer.add_tensor(f"blk.{i}.{name}.weight", matrix(n_embd, n_embd))
+            writer.add_tensor(f"blk.{i}.{name}.bias", zeros)
+        writer.add_tensor(f"blk.{i}.ffn_up.weight", matrix(n_ff, n_embd, 2.0))
+        writer.add_tensor(f"blk.{i}.ffn_up.bias", np.zeros(n_ff, dtype=np.float32))
+        writer.add_tensor(f"blk.{i}.ffn_down.weight", matrix(n_embd, n_ff, 2.0))
+        writer.add_tensor(f"blk.{i}.ffn_down.bias", zeros)
+        for name in ("attn_output_norm", "layer_output_norm"):
+            writer.add_tensor(f"blk.{i}.{name}.weight", ones)
+            writer.add_tensor(f"blk.{i}.{name}.bias", zeros)
+    return _written(writer, path)
+
+
+def _matrices(seed: int) -> Callable[..., Array]:
+    random = np.random.default_rng(seed)
+
+    def matrix(n_out: int, n_in: int, gain: float = 1.0) -> Array:
+        """Keeps the variance of its input, times `gain` squared."""
+        weights = random.standard_normal((n_out, n_in), dtype=np.float32)
+        weights *= np.float32(gain / n_in**0.5)
+        return weights
+
+    return matrix
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 # OpenMP reads this when it is loaded: how often a thread looks whether the others have come before it
 # sleeps. Its own choice, as good as for ever, makes a step up to 55 times slower when another program takes a
@@ -33,8 +33,18 @@ log = logging.getLogger("medge.llama")
 
 # One row of logits, of shape (n_vocab,).
 Logits: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+# What the vectors of tokens were pooled to, of shape (n_embd,).
+Vector: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 KV_TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0}
+
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
+# What makes one vector of a text. LLAMA_POOLING_TYPE_RANK makes a score.
+POOLINGS: dict[int, Pooling] = {
+    C.LLAMA_POOLING_TYPE_MEAN: "mean",
+    C.LLAMA_POOLING_TYPE_CLS: "cls",
+    C.LLAMA_POOLING_TYPE_LAST: "last",
+}
 
 # Rows of logits that one decode may ask for beyond one a sequence. Prompt log-probabilities are read in
 # pieces of this size; each row costs 4 bytes a word of the vocabulary, twice.
@@ -53,6 +63,7 @@ class ModelConfig:
         kv: "f16" or "q8_0".
         flash_attention: False turns it off; True takes it wherever the model and the device can.
         n_gpu_layers: layers to put on a GPU, -1 for all; without a GPU in the build it has no effect.
+        embeddings: pooled vectors instead of logits. All sequences then share one memory of `n_ctx`.
     """
 
     path: Path
@@ -63,6 +74,7 @@ class ModelConfig:
     kv: str = "f16"
     flash_attention: bool = True
     n_gpu_layers: int = -1
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,9 @@ class Model:
             stack.callback(C.llama_model_free, self._model)
             self._context = _new_context(self._model, config, lines)
             stack.callback(C.llama_free, self._context)
+            self.pooling = POOLINGS.get(C.llama_pooling_type(self._context))
+            if config.embeddings and self.pooling is None:
+                raise InvalidModel(f"{config.path} has no pooling for embeddings; take an embedding model.")
             self._vocab = C.llama_model_get_vocab(self._model)
             self._memory = C.llama_get_memory(self._context)
             self._batch = _Batch(config.n_batch)
@@ -108,6 +123,9 @@ class Model:
             self.n_ctx_train: int = C.llama_model_n_ctx_train(self._model)
             self.n_params: int = C.llama_model_n_params(self._model)
             self.n_layers: int = C.llama_model_n_layer(self._model)
+            self.n_embd: int = C.llama_model_n_embd_out(self._model)
+            # Tokens look at what comes after them: all of a text has to be in one batch.
+            self.looks_ahead = not self._memory or not C.llama_get_causal_attn(self._context)
             self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
             self.bos: int = C.llama_vocab_bos(self._vocab)
             self.eos: int = C.llama_vocab_eos(self._vocab)
@@ -138,7 +156,12 @@ class Model:
     # -- text and tokens
 
     def tokenize(self, text: str, *, special: bool, add_bos: bool) -> list[int]:
-        """Token ids of `text`. With `special`, names of control tokens in it become those tokens."""
+        """Token ids of `text`.
+
+        Args:
+            special: names of control tokens in it become those tokens.
+            add_bos: add what the model wants around a text: a first token, a last one, both or none.
+        """
         data = text.encode("utf-8")
         size = len(data) + 2
         buffer = (C.llama_token * size)()
@@ -201,6 +224,18 @@ class Model:
         row: Logits = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
         return row
 
+    def pooled(self, sequence: int) -> Vector:
+        """The pooled vector of a sequence's tokens in the last decode: shape (n_embd,), of any length.
+
+        Raises:
+            DecodeFailed: there is none.
+        """
+        pointer = C.llama_get_embeddings_seq(self._context, sequence)
+        if not pointer:
+            raise DecodeFailed(f"The model gave no embedding of sequence {sequence}; ask again.")
+        vector: Vector = np.ctypeslib.as_array(pointer, (self.n_embd,)).astype(np.float64)
+        return vector
+
     def logprob(self, logits: Logits, token: int, n_top: int) -> TokenLogprob:
         """Log-probability of `token`, with the `n_top` best alternatives, from one row of logits."""
         peak = float(logits.max())
@@ -249,7 +284,8 @@ class Model:
         return bool(C.llama_memory_seq_rm(self._memory, sequence, n, -1))
 
     def clear(self, sequence: int) -> None:
-        C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        if self._memory:  # encoders have none
+            C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     # -- sampling
 
@@ -414,14 +450,23 @@ def _load(config: ModelConfig, on_progress: Callable[[float], None] | None, line
 
 def _new_context(model: Any, config: ModelConfig, lines: list[str]) -> Any:
     params = C.llama_context_default_params()
-    params.n_ctx = config.n_sequences * config.n_ctx
-    params.n_batch = params.n_ubatch = config.n_batch
+    n_batch = config.n_batch
+    if config.embeddings:
+        # llama.cpp aborts when it plans a mean over a batch that is no multiple of the sequences.
+        n_batch += -n_batch % config.n_sequences
+        params.n_ctx = max(config.n_ctx, n_batch)
+    else:
+        params.n_ctx = config.n_sequences * config.n_ctx
+    params.n_batch = params.n_ubatch = n_batch
     params.n_seq_max = config.n_sequences
     # A memory of its own for each sequence. In a common one, attention looks at the cells of all
     # sequences and masks the others: 8 answering slots were 30 % slower, prompts beside them 40 %.
-    params.kv_unified = False
+    # Embeddings need it though: with separate memories, llama.cpp cuts sequences of different lengths into
+    # several passes and keeps only the last one's vectors, so that a mean would be that of a text's end.
+    params.kv_unified = params.embeddings = config.embeddings
     # llama.cpp reserves logits for every token of the batch unless it is told how many are asked for.
-    params.n_outputs_max = config.n_sequences + N_EXTRA_OUTPUTS
+    # Where it pools, it insists on all of them.
+    params.n_outputs_max = n_batch if config.embeddings else config.n_sequences + N_EXTRA_OUTPUTS
     params.n_threads = params.n_threads_batch = config.n_threads
     params.type_k = params.type_v = KV_TYPES[config.kv]
     params.flash_attn_type = (

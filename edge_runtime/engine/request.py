@@ -151,6 +151,17 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Embedded(Done):
+    """The end of a text that was to become a vector.
+
+    Attributes:
+        vector: its numbers as float32, little-endian; of length 1.
+    """
+
+    vector: bytes
+
+
+@dataclass(frozen=True)
 class Failed:
     id: str
     error: MedgeError

@@ -102,6 +102,10 @@ _PER_TOKEN = {
     "tokenizer.ggml.token_type": ("int32",),
 }
 
+# <architecture>.pooling_type: how the vectors of a text's tokens become one.
+Pooling = Literal["mean", "cls", "last", "rank"]
+_POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+
 KVType = Literal["f16", "q8_0"]
 _KV_BLOCKS: dict[KVType, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34)}
 
@@ -152,10 +156,15 @@ _NOT_A_MODEL = {
     "vocab": ("a vocabulary", "choose a file with weights"),
 }
 
-_ENCODERS = """bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3
-    eurobert gemma-embedding llama-embed t5encoder"""
+# Encoders for which llama.cpp keeps no KV memory: all of a text is in one batch.
+_WITHOUT_KV = {
+    "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
+    "eurobert", "gemma-embedding",
+}  # fmt: skip
+# They write no text, but with a pooling they give embeddings.
+_ENCODERS = _WITHOUT_KV | {"llama-embed"}
 _REFUSED_ARCHITECTURES = {
-    **dict.fromkeys(_ENCODERS.split(), "a text encoder"),
+    **dict.fromkeys((*_ENCODERS, "t5encoder"), "a text encoder"),
     **dict.fromkeys(("clip", "mmproj"), "an image encoder"),
     **dict.fromkeys(("whisper", "wavtokenizer-dec", "qwen3tts", "pockettts"), "a speech model"),
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), "a diffusion language model"),
@@ -245,6 +254,33 @@ class GGUF:
         return self._count("embedding_length")
 
     @property
+    def pooling(self) -> Pooling | None:
+        """How the model makes one vector of a text; "rank" makes a score, None nothing."""
+        return _POOLINGS.get(self._count("pooling_type"))
+
+    @property
+    def embeddings(self) -> bool:
+        """Whether the model is there for embeddings: texts to vectors, and no text as an answer."""
+        return self.pooling in ("mean", "cls", "last")
+
+    @property
+    def n_embd_out(self) -> int:
+        """Numbers of an embedding."""
+        return self._count("embedding_length_out") or self.n_embd
+
+    @property
+    def whole(self) -> bool:
+        """Whether a text must be in one batch: its tokens look at what comes after them."""
+        return self.architecture in _ENCODERS or self._get("attention.causal") is False
+
+    def context(self, n_ctx: int) -> int:
+        """Tokens of a prompt when `n_ctx` are asked for.
+
+        Embedding models stay within their training: BERT has no positions beyond it.
+        """
+        return min(n_ctx, self.n_ctx_train) if self.embeddings else n_ctx
+
+    @property
     def n_head(self) -> int:
         """Query heads of the layer that has most; 0 for a model without attention."""
         return max(self._per_layer("attention.head_count", (0,) * self.n_layers))
@@ -296,6 +332,8 @@ class GGUF:
         Raises:
             InvalidSetting: llama.cpp cannot keep heads of this size in `kv_type`.
         """
+        if self.architecture in _WITHOUT_KV:
+            return 0
         block, block_bytes = _KV_BLOCKS[kv_type]
         dim_k = max(self.head_dim_k, self._count("attention.key_length_swa"))
         dim_v = max(self.head_dim_v, self._count("attention.value_length_swa"))
@@ -641,6 +679,11 @@ def _check_kind(header: _Header, metadata: dict[str, Value]) -> None:
         header.refuse("does not name its architecture (general.architecture)", _CONVERT)
     if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]{1,64}", architecture, re.A):
         header.refuse(f"has the impossible architecture {_show(architecture)}", _CONVERT)
+    pooling = metadata.get(f"{architecture}.pooling_type")
+    if architecture in _ENCODERS and pooling == 4:
+        header.refuse(f"is a reranker (architecture {architecture}) and cannot answer", _DECODER)
+    if architecture in _ENCODERS and pooling in (1, 2, 3):
+        return
     if architecture in _REFUSED_ARCHITECTURES:
         kind = _REFUSED_ARCHITECTURES[architecture]
         header.refuse(f"is {kind} (architecture {architecture}) and cannot answer", _DECODER)
@@ -747,6 +790,8 @@ def _check_layers(model: GGUF) -> None:
     n_layers = _number(model, "block_count", 1, _MAX_LAYERS)
     _number(model, "context_length", 1, (1 << 31) - 1)
     _number(model, "embedding_length", 1, 1 << 20)
+    _number(model, "embedding_length_out", 0, 1 << 20, default=0)
+    _number(model, "pooling_type", 0, max(_POOLINGS), default=0)
     _number(model, "nextn_predict_layers", 0, n_layers, default=0)
     _number(model, "attention.shared_kv_layers", 0, n_layers, default=0)
     _number(model, "full_attention_interval", 1, _MAX_LAYERS, default=1)  # a divisor

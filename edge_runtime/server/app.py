@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from markdown_it import MarkdownIt
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .. import __version__
@@ -25,7 +26,7 @@ from ..config import Settings
 from ..device.machine import look
 from ..device.memory import available_bytes, pss_bytes
 from ..engine.request import Delta, Done, Failed
-from ..errors import InvalidRequest, MedgeError, ModelNotFound, NotFound, Unsupported
+from ..errors import Cancelled, InvalidRequest, MedgeError, ModelNotFound, NotFound, Unsupported
 from ..models.store import ModelFile
 from ..telemetry.metrics import Metrics
 from .guard import Guard
@@ -33,11 +34,13 @@ from .openai import (
     Answer,
     ChatBody,
     CompletionBody,
+    EmbeddingBody,
     error_body,
     error_event,
     models,
     parse,
 )
+from .vectors import embed
 from .worker import Ticket, Worker
 
 log = logging.getLogger("medge.server")
@@ -78,6 +81,33 @@ class Server:
                 "model",
             )
 
+    def check_text(self) -> None:
+        """Refuse a request for text that the model cannot answer."""
+        if self.model.header.embeddings:
+            raise Unsupported(
+                f"{self.model.name} is an embedding model and writes no text. Send texts to /v1/embeddings, "
+                "or serve a text model.",
+                "model",
+            )
+
+    def check_embeddings(self) -> None:
+        """Refuse a request for embeddings that the model does not have."""
+        name, header = self.model.name, self.model.header
+        if header.pooling == "rank":
+            raise Unsupported(
+                f"{name} is a reranker (pooling type rank) and has no embeddings. Serve an embedding model.",
+                "model",
+            )
+        if not header.embeddings:
+            raise Unsupported(
+                f"{name} generates text and has no embeddings. Use an embedding model elsewhere.", "model"
+            )
+
+    @property
+    def ctx(self) -> int:
+        """Tokens of a slot."""
+        return self.model.header.context(self.settings.ctx)
+
     def memory_bytes(self) -> int | None:
         """PSS of the web process and the engine."""
         parts = [pss_bytes(), pss_bytes(self.worker.pid) if self.worker.pid else None]
@@ -108,6 +138,7 @@ class Server:
                 "file_bytes": header.file_bytes,
                 "n_params": header.n_params,
                 "n_ctx_train": header.n_ctx_train,
+                "embeddings": header.embeddings,
                 "demo": self.model.demo,
             },
             "device": {
@@ -119,7 +150,7 @@ class Server:
             "flash_attention": bool(ready and ready.flash_attention),
             "kv_type": self.settings.kv,
             "slots": self.settings.slots,
-            "ctx_per_slot": self.settings.ctx,
+            "ctx_per_slot": self.ctx,
             "threads": self.settings.threads,
             "restarts": worker.n_restarts,
             "uptime_s": time.time() - self.started,
@@ -138,7 +169,7 @@ class Server:
             "memory_bytes": self.memory_bytes(),
             "memory_available_bytes": available_bytes(),
             "threads": snapshot.n_threads if snapshot else self.settings.threads,
-            "ctx_per_slot": self.settings.ctx,
+            "ctx_per_slot": self.ctx,
         }
 
     def gauges(self) -> dict[str, Any]:
@@ -203,12 +234,12 @@ def _add_api(app: FastAPI, server: Server) -> None:
         entry: dict[str, Any] = models(server.model.name, int(server.started))["data"][0]
         return entry
 
-    @app.post("/v1/embeddings", responses=_RESPONSES)
-    async def embeddings() -> Response:
-        raise Unsupported(
-            f"{server.model.name} generates text and has no embeddings. Use an embedding model elsewhere.",
-            "model",
-        )
+    @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingBody), responses=_RESPONSES)
+    async def embeddings(request: Request) -> Response:
+        """Vectors of length 1, if an embedding model is served. A token list is taken as it is; to a text
+        the model's own first and last tokens are added."""
+        server.check_embeddings()
+        return await _vectors(server, parse(EmbeddingBody, await request.body()), request)
 
     @app.delete("/v1/conversations/{name}", status_code=204)
     async def forget(name: str) -> Response:
@@ -282,6 +313,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 async def _answer(server: Server, body: Any, chat: bool) -> Response:
     server.check_model(body.model)
+    server.check_text()
     asks = body.asks(server.settings.deadline_s)
     tickets: list[Ticket] = []
     try:
@@ -298,6 +330,23 @@ async def _answer(server: Server, body: Any, chat: bool) -> Response:
         _cancel_all(server, tickets)
         raise InvalidRequest("stream_options needs stream: true.", "stream_options")
     return Whole(server, tickets, answer)
+
+
+async def _vectors(server: Server, body: EmbeddingBody, request: Request) -> Response:
+    server.check_model(body.model)
+    asks = body.asks(server.model.header.n_embd_out)
+    settings = server.settings
+    # Twice the slots: while a step reads some, the next step's are there already.
+    work = asyncio.create_task(embed(server.worker, asks, 2 * settings.slots, settings.deadline_s))
+    gone = asyncio.create_task(_gone(request.receive))
+    try:
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            return Response(status_code=Cancelled.status)  # nobody reads it
+        return JSONResponse(body.answer(server.model.name, work.result()))
+    finally:
+        gone.cancel()
+        work.cancel()
 
 
 def _cancel_all(server: Server, tickets: list[Ticket]) -> None:
@@ -453,7 +502,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
 )
 
 
-def _body_of(model: type[ChatBody] | type[CompletionBody]) -> dict[str, Any]:
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for /docs. FastAPI does not parse it: `openai.parse` gives better errors."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})

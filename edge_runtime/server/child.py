@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import BinaryIO
 
+from ..engine.embedder import Embedder, EmbedderConfig
 from ..engine.engine import Engine, EngineConfig
 from ..engine.llama import Model
 from ..engine.request import Event, Failed, Request
@@ -38,9 +39,9 @@ SNAPSHOT_PERIOD_S = 0.5
 
 
 class Child:
-    """One engine, and its end of the line."""
+    """One engine, for text or for embeddings, and its end of the line."""
 
-    def __init__(self, engine: Engine, template: ChatTemplate, out: BinaryIO) -> None:
+    def __init__(self, engine: Engine | Embedder, template: ChatTemplate, out: BinaryIO) -> None:
         self._engine = engine
         self._template = template
         self._out = out
@@ -59,7 +60,8 @@ class Child:
             elif isinstance(message, Cancel):
                 self._engine.cancel(message.id)
             elif isinstance(message, Forget):
-                self._engine.forget(message.conversation)
+                if isinstance(self._engine, Engine):  # an embedder keeps nothing
+                    self._engine.forget(message.conversation)
             elif isinstance(message, Ping):
                 self._pinged = True
                 self._engine.wake()
@@ -82,26 +84,34 @@ class Child:
 
     def _ask(self, ask: Ask) -> None:
         try:
-            self._engine.submit(self._prepared(ask))
+            if isinstance(self._engine, Embedder):
+                self._engine.submit(ask.request.id, self._tokens(ask))
+            else:
+                self._engine.submit(self._prepared(ask))
         except MedgeError as error:
             with self._lock:
                 self._refused.append(Failed(ask.request.id, error))
             self._engine.wake()
 
-    def _prepared(self, ask: Ask) -> Request:
+    def _tokens(self, ask: Ask) -> list[int]:
         model = self._engine.model
-        request = ask.request
         if ask.messages is not None:
             text = self._template.render(ask.messages)
             # Many templates write the token themselves; twice would be a prompt the model never saw.
             bos = model.add_bos and not text.startswith(_text_of(model, model.bos) or "\0")
-            tokens = model.tokenize(text, special=True, add_bos=bos)
-        elif ask.text is not None:
-            tokens = model.tokenize(ask.text, special=True, add_bos=model.add_bos)
-        else:
-            tokens = list(ask.tokens or ())
-            model.check_tokens(tokens)
-        request = replace(request, tokens=tokens)
+            return model.tokenize(text, special=True, add_bos=bos)
+        if ask.text is not None:
+            # Some embedding models have no token for the beginning, but one for the end that they need.
+            bos = model.add_bos or isinstance(self._engine, Embedder)
+            return model.tokenize(ask.text, special=True, add_bos=bos)
+        tokens = list(ask.tokens or ())
+        model.check_tokens(tokens)
+        return tokens
+
+    def _prepared(self, ask: Ask) -> Request:
+        model = self._engine.model
+        tokens = self._tokens(ask)
+        request = replace(ask.request, tokens=tokens)
         if request.echo:
             pieces = b"".join(model.piece(t, special=True) for t in tokens)
             request = replace(request, prompt_text=ask.text or pieces.decode("utf-8", "replace"))
@@ -140,7 +150,11 @@ def main() -> None:
         send(line_out, Running(request_id))
 
     try:
-        engine = Engine.open(EngineConfig(**start.config), on_progress, on_start)
+        engine: Engine | Embedder
+        if start.embeddings:
+            engine = Embedder.open(EmbedderConfig(**start.config), on_progress, on_start)
+        else:
+            engine = Engine.open(EngineConfig(**start.config), on_progress, on_start)
     except MedgeError as error:
         send(line_out, LoadFailed(error))
         return

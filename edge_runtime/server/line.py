@@ -22,15 +22,17 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Start:
-    """The first message. `config` is an `EngineConfig`; its module is not imported on this side.
+    """The first message. The modules of the two configurations are not imported on this side.
 
     Attributes:
-        config: keyword arguments of `EngineConfig`.
+        config: keyword arguments of `EngineConfig`, or with `embeddings` of `EmbedderConfig`.
         template: the chat template of the model file.
+        embeddings: the model is there for vectors, not for text.
     """
 
     config: dict[str, Any]
     template: str | None
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)

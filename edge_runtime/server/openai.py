@@ -7,19 +7,22 @@ conversation.
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..engine.request import Delta, Done, Grammar, Request, Sampling, TokenLogprob
+from ..engine.request import Delta, Done, Embedded, Grammar, Request, Sampling, TokenLogprob
 from ..errors import InvalidRequest, MedgeError, Unsupported
 from .line import Ask
 
 MAX_CHOICES = 16
+MAX_INPUTS = 2048
 MAX_TOP_LOGPROBS = 20
 
 # Fields of OpenAI's API that medge does not honour, with what to do instead. A value in the second place
@@ -49,6 +52,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "web_search_options": ("medge works without a network", ()),
 }
 
+Body = TypeVar("Body", bound=BaseModel)
 Text = Annotated[str, Field(max_length=4_000_000)]
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
 
@@ -202,18 +206,8 @@ class CompletionBody(_Common):
     echo: bool | None = False
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
-    def prompts(self) -> list[str | tuple[int, ...]]:
-        value = self.prompt
-        if isinstance(value, str):
-            return [value]
-        if not value:
-            raise InvalidRequest("prompt is an empty list; send some text.", "prompt")
-        if isinstance(value[0], int):
-            return [tuple(value)]
-        return [p if isinstance(p, str) else tuple(p) for p in value]
-
     def asks(self, deadline_s: float) -> list[Ask]:
-        prompts = self.prompts()
+        prompts = _listed("prompt", self.prompt)
         if len(prompts) > MAX_CHOICES:
             raise InvalidRequest(
                 f"prompt has {len(prompts)} entries; at most {MAX_CHOICES} are taken at once.",
@@ -225,6 +219,83 @@ class CompletionBody(_Common):
             form: dict[str, Any] = {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt}
             asks += _asks(self, deadline_s, limit, self.logprobs, bool(self.echo), **form)
         return asks
+
+
+class EmbeddingBody(BaseModel):
+    """POST /v1/embeddings"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=512)
+    input: Text | list[Text] | list[Count] | list[list[Count]]
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = None
+
+    def asks(self, n_embd: int) -> list[Ask]:
+        """One for each input. Its `Request` has but an id.
+
+        Args:
+            n_embd: numbers of this model's vectors.
+        """
+        if self.dimensions not in (None, n_embd):
+            raise Unsupported(
+                f"dimensions is {self.dimensions}, and this model's vectors have {n_embd} numbers. "
+                "Leave it out.",
+                "dimensions",
+            )
+        inputs = _listed("input", self.input)
+        if len(inputs) > MAX_INPUTS:
+            raise InvalidRequest(
+                f"input has {len(inputs)} entries; at most {MAX_INPUTS} are taken at once. "
+                "Send it in several requests.",
+                "input",
+            )
+        for i, value in enumerate(inputs):
+            if not value:
+                where = "input" if len(inputs) == 1 else f"input.{i}"
+                raise InvalidRequest(f"{where} is empty; send some text.", where)
+        return [
+            Ask(
+                Request(uuid.uuid4().hex, []),
+                text=value if isinstance(value, str) else None,
+                tokens=None if isinstance(value, str) else value,
+            )
+            for value in inputs
+        ]
+
+    def answer(self, model: str, ends: Sequence[Embedded]) -> dict[str, Any]:
+        """The answer, with the vectors in the order of the inputs.
+
+        Args:
+            model: the name to give.
+        """
+        n_prompt = sum(end.timing.n_prompt for end in ends)
+        data = [
+            {"object": "embedding", "index": i, "embedding": self._numbers(end.vector)}
+            for i, end in enumerate(ends)
+        ]
+        return {
+            "object": "list",
+            "data": data,
+            "model": model,
+            "usage": {"prompt_tokens": n_prompt, "total_tokens": n_prompt},
+        }
+
+    def _numbers(self, vector: bytes) -> str | list[float]:
+        if self.encoding_format == "base64":
+            return base64.b64encode(vector).decode()
+        return list(struct.unpack(f"<{len(vector) // 4}f", vector))
+
+
+def _listed(name: str, value: Any) -> list[str | tuple[int, ...]]:
+    """Texts and token lists of a field that takes one or several of either."""
+    if isinstance(value, str):
+        return [value]
+    if not value:
+        raise InvalidRequest(f"{name} is an empty list; send some text.", name)
+    if isinstance(value[0], int):
+        return [tuple(value)]
+    return [v if isinstance(v, str) else tuple(v) for v in value]
 
 
 def _asks(
@@ -261,7 +332,7 @@ def _asks(
     ]
 
 
-def parse(model: type[ChatBody] | type[CompletionBody], data: bytes) -> ChatBody | CompletionBody:
+def parse(model: type[Body], data: bytes) -> Body:
     """A request body.
 
     Raises:

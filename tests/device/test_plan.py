@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_runtime.device.plan import RESERVE_BYTES, Plan, make_plan, require_room
+from edge_runtime.device.plan import RESERVE_BYTES, Plan, make_embedding_plan, make_plan, require_room
 from edge_runtime.errors import NotEnoughMemory
 
 MB = 1 << 20
@@ -116,3 +116,55 @@ def test_what_the_refusal_advises_makes_it_fit(size: dict[str, Any], share: floa
     factor = float(advised[1].replace(",", ""))
     grows = made.kv_bytes + made.prefix_bytes + made.mask_bytes
     assert made.total_bytes - grows + grows / factor <= available - RESERVE_BYTES
+
+
+embedding_sizes = st.fixed_dictionaries(
+    {
+        "weights_bytes": st.integers(0, 1 << 36),
+        "kv_bytes_per_token": st.integers(0, 1 << 20),
+        "n_ctx": st.integers(64, 1 << 20),
+        "n_batch": st.integers(1, 2048),
+        "n_vocab": st.integers(1, 300_000),
+        "n_embd": st.integers(1, 16_384),
+        "n_head": st.integers(1, 128),
+        "flash_attention": st.booleans(),
+        "whole": st.booleans(),
+    }
+)
+
+
+@given(embedding_sizes, st.sampled_from(["n_ctx", "weights_bytes", "n_vocab", "n_embd"]), st.integers(1, 100))
+def test_more_of_anything_never_needs_less_for_embeddings(size: dict[str, Any], name: str, more: int) -> None:
+    made = make_embedding_plan(**size)
+    assert made.total_bytes <= make_embedding_plan(**{**size, name: size[name] + more}).total_bytes
+
+
+@given(embedding_sizes, st.floats(0.01, 0.99))
+def test_a_smaller_context_as_advised_makes_embeddings_fit(size: dict[str, Any], share: float) -> None:
+    made = make_embedding_plan(**size, kv="q8_0")
+    available = int(made.total_bytes * share) + RESERVE_BYTES
+    text = refusal(made, available)
+    assert "--slots" not in text and "q8_0" not in text
+    advised = re.search(r"--ctx at least ([\d,.]+) times smaller", text)
+    assume(advised)
+    assert advised
+    n_ctx = int(size["n_ctx"] / float(advised[1].replace(",", "")))
+    assert make_embedding_plan(**{**size, "n_ctx": n_ctx}).total_bytes <= available - RESERVE_BYTES
+
+
+def test_an_encoder_is_not_told_of_kv_memory_it_has_not() -> None:
+    size = {"weights_bytes": MB, "n_ctx": 1 << 19, "n_batch": 256, "n_vocab": 30_000, "n_embd": 384}
+    made = make_embedding_plan(**size, kv_bytes_per_token=0, n_head=12, flash_attention=True, whole=True)
+    assert made.kv_bytes == 0 and "q8_0" not in refusal(made, 4_000 * MB)
+
+
+def test_texts_in_pieces_need_no_more_for_long_ones_but_kv() -> None:
+    size = {"weights_bytes": 400 * MB, "n_batch": 256, "n_vocab": 150_000, "n_embd": 1024, "n_head": 16}
+    pieces = make_embedding_plan(
+        **size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=False
+    )
+    whole = make_embedding_plan(
+        **size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=True
+    )
+    assert whole.compute_bytes > 30 * pieces.compute_bytes and pieces.compute_bytes < 400 * MB
+    assert whole.kv_bytes == pieces.kv_bytes

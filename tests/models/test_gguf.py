@@ -108,6 +108,33 @@ def refused(path: Path, data: bytes | None = None) -> str:
 # What a good file says.
 
 
+@pytest.mark.parametrize(
+    ("value", "pooling", "embeddings"),
+    [(None, None, False), (0, None, False), (1, "mean", True), (2, "cls", True), (3, "last", True),
+     (4, "rank", False)],
+)  # fmt: skip
+def test_pooling_tells_what_a_model_is_for(
+    tmp_path: Path, value: int | None, pooling: str | None, embeddings: bool
+) -> None:
+    plan = Plan()
+    if value is not None:
+        plan.keys["llama.pooling_type"] = number(value)
+    model = parse(tmp_path / "m.gguf", bytes(plan))
+    assert (model.pooling, model.embeddings, model.whole) == (pooling, embeddings, False)
+    assert model.context(4096) == (2048 if embeddings else 4096) and model.context(100) == 100
+    assert model.n_embd_out == 64
+    plan.keys["llama.embedding_length_out"] = number(16)
+    plan.keys["llama.attention.causal"] = struct.pack("<I?", BOOL, False)
+    model = parse(tmp_path / "m.gguf", bytes(plan))
+    assert model.n_embd_out == 16 and model.whole
+
+
+def test_an_encoder_keeps_nothing(tiny_bert: Path) -> None:
+    model = read(tiny_bert)
+    assert (model.architecture, model.pooling, model.embeddings, model.whole) == ("bert", "cls", True, True)
+    assert model.kv_bytes_per_token("f16") == model.kv_bytes_per_token("q8_0") == 0
+
+
 def test_reads_the_tiny_model(tiny: Path) -> None:
     model = read(tiny)
     assert model.path == tiny
@@ -370,6 +397,10 @@ FAULTS: list[tuple[Callable[[Plan], None], str]] = [
     (keys(general__architecture=number(1)), "impossible architecture 1"),
     (keys(general__architecture=string("\x1b[31m")), "impossible architecture '\\\\x1b"),
     (keys(general__architecture=string("bert")), "text encoder .architecture bert. and cannot"),
+    (keys(general__architecture=string("bert"), bert__pooling_type=number(0)), "text encoder"),
+    (keys(general__architecture=string("bert"), bert__pooling_type=number(4)), "is a reranker"),
+    (keys(general__architecture=string("bert"), bert__pooling_type=number(2)), "say its bert.block_count"),
+    (keys(general__architecture=string("t5encoder"), t5encoder__pooling_type=number(1)), "text encoder"),
     (keys(general__architecture=string("clip")), "image encoder"),
     (keys(general__architecture=string("unheard-of")), "does not say its unheard-of.block_count"),
     (without("tokenizer.ggml.model"), "has no tokenizer"),
@@ -421,6 +452,10 @@ FAULTS: list[tuple[Callable[[Plan], None], str]] = [
     (without("llama.context_length"), "does not say its llama.context_length"),
     (keys(llama__context_length=number(0)), "llama.context_length = 0"),
     (keys(llama__embedding_length=number(0)), "llama.embedding_length = 0"),
+    (keys(llama__embedding_length_out=string("9")), "llama.embedding_length_out = '9'"),
+    (keys(llama__pooling_type=number(5)), "llama.pooling_type = 5, not a number from 0 to 4"),
+    (keys(llama__pooling_type=number(-1, I32)), "llama.pooling_type = -1"),
+    (keys(llama__pooling_type=string("mean")), "llama.pooling_type = 'mean'"),
     (keys(llama__attention__head_count=numbers(4)), "head_count for 1 of 2 layers"),
     (keys(llama__attention__head_count=number(-1, I32)), "head_count = -1"),
     (keys(llama__attention__head_count_kv=numbers(1, -1)), "values outside 0 to"),

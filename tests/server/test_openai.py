@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
+import struct
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+from openai.types.embedding_create_params import EmbeddingCreateParams as EmbeddingParams
 
-from edge_runtime.engine.request import Delta, Done, Timing
+from edge_runtime.engine.request import Delta, Done, Embedded, Timing
 from edge_runtime.errors import InvalidRequest, MedgeError, Unsupported
-from edge_runtime.server.openai import REFUSED, Answer, ChatBody, CompletionBody, parse
+from edge_runtime.server.openai import REFUSED, Answer, ChatBody, CompletionBody, EmbeddingBody, parse
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -31,7 +35,14 @@ def completion(**fields: Any) -> CompletionBody:
     return body
 
 
-@pytest.mark.parametrize("params, body", [(ChatParams, ChatBody), (CompletionParams, CompletionBody)])
+def embedding(**fields: Any) -> EmbeddingBody:
+    return parse(EmbeddingBody, json.dumps({"model": "m", "input": "Hi", **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    "params, body",
+    [(ChatParams, ChatBody), (CompletionParams, CompletionBody), (EmbeddingParams, EmbeddingBody)],
+)
 def test_every_field_of_the_official_client_is_known(params: type, body: type[ChatBody]) -> None:
     names = set(get_type_hints(params)) | set(inspect.get_annotations(params))
     unknown = names - set(body.model_fields) - set(REFUSED)
@@ -150,6 +161,63 @@ def test_completion_prompts() -> None:
     for bad in ([], [""] * 40, [[-1]], 5, [[[1]]]):
         with pytest.raises(InvalidRequest):
             completion(prompt=bad).asks(9)
+
+
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": [""]}, "input"),
+        ({"input": ["a", ""]}, "input.1"),
+        ({"input": [[1], []]}, "input.1"),
+        ({"input": ["a"] * 2049}, "input"),
+        ({"input": "x" * 4_000_001}, "input"),
+        ({"input": 5}, None),
+        ({"input": ["a", 1]}, None),
+        ({"input": [[[1]]]}, None),
+        ({"input": [-1]}, "input.0"),
+        ({"input": [1 << 40]}, "input.0"),
+        ({"input": None}, None),
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"dimensions": 63}, "dimensions"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": "small"}, "dimensions"),
+        ({"user": "me"}, "user"),
+        ({"temperature": 1}, "temperature"),
+        ({"inputs": "x"}, "inputs"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_embedding_requests_are_refused(fields: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        embedding(**fields).asks(64)
+    if param:
+        assert refused.value.param == param
+    assert refused.value.status == 400
+    assert refused.value.message.endswith(".") and "\n" not in refused.value.message
+
+
+def test_embedding_inputs() -> None:
+    asks = embedding(input=["a", "b"], dimensions=64, user=None).asks(64)
+    assert [ask.text for ask in asks] == ["a", "b"] and len({ask.request.id for ask in asks}) == 2
+    assert [ask.tokens for ask in embedding(input=[1, 2]).asks(64)] == [(1, 2)]
+    assert [ask.tokens for ask in embedding(input=[[1], [2, 3]]).asks(64)] == [(1,), (2, 3)]
+    assert len(embedding(input=["a"] * 2048).asks(64)) == 2048
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        parse(EmbeddingBody, b'{"model":"m","input":"\\ud83d"}')
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8), st.integers(1, 3))
+def test_base64_holds_the_same_numbers(numbers: list[float], n: int) -> None:
+    timing = Timing(0.0, None, 0.2, (), 3, 0, 0, None)
+    ends = [Embedded("x", "stop", timing, struct.pack(f"<{len(numbers)}f", *numbers))] * n
+    plain = embedding(encoding_format="float").answer("a", ends)
+    packed = embedding(encoding_format="base64").answer("a", ends)
+    assert plain["usage"] == {"prompt_tokens": 3 * n, "total_tokens": 3 * n}
+    for i, (one, other) in enumerate(zip(plain["data"], packed["data"])):
+        assert one["index"] == other["index"] == i and one["embedding"] == numbers
+        assert np.frombuffer(base64.b64decode(other["embedding"]), dtype="<f4").tolist() == numbers
 
 
 @given(st.text())
