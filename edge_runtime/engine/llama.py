@@ -10,7 +10,7 @@ import ctypes
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -511,8 +511,13 @@ def _gpu_layers_in(lines: list[str]) -> int:
 _FILE_TYPES = {"Q4_0": C.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": C.LLAMA_FTYPE_MOSTLY_Q8_0}
 
 
-def requantize(source: Path, target: Path, weight_type: str) -> None:
+def requantize(
+    source: Path, target: Path, weight_type: str, importance: Mapping[str, Logits] | None = None
+) -> None:
     """Write `source` with its matrices in another type.
+
+    Args:
+        importance: how much each input of a matrix matters, by the matrix's name: shape (n_in,).
 
     Raises:
         InvalidModel: llama.cpp refuses.
@@ -520,6 +525,15 @@ def requantize(source: Path, target: Path, weight_type: str) -> None:
     params = C.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPES[weight_type]
     params.allow_requantize = True
+    rows = [
+        (name.encode(), np.ascontiguousarray(row, np.float32)) for name, row in (importance or {}).items()
+    ]
+    entries = (C.llama_model_imatrix_data * (len(rows) + 1))()  # the last one, empty, ends the list
+    for entry, (name, row) in zip(entries, rows):
+        entry.name, entry.size = name, row.size
+        entry.data = row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    if rows:
+        params.imatrix = entries
     lines = _capture_log()
     status = C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if status != 0:

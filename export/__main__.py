@@ -1,0 +1,165 @@
+"""`python -m export`: the command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from .errors import ExportError
+from .progress import Progress
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+err = Console(stderr=True)
+out = Console()
+
+
+@app.callback(invoke_without_command=True)
+def export(
+    context: typer.Context,
+    base: Annotated[
+        Optional[Path], typer.Option(help="Model folder in Hugging Face's form, or a GGUF file.")  # noqa: UP045
+    ] = None,
+    adapter: Annotated[Optional[Path], typer.Option(help="LoRA adapter folder that peft saved.")] = None,  # noqa: UP045
+    calibration: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Text that shows what matters: .jsonl rows with question and answer, or plain text."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--eval", help="Held-out text for the gates, in the same forms; multiple choice with options."
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, cuda, jetson, or a recipe of your own: FILE.toml.")
+    ] = "cpu",
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Where model.gguf and model.json go."),
+    ] = None,
+    keep_bf16: Annotated[bool, typer.Option("--keep-bf16", help="Keep model-bf16.gguf as well.")] = False,
+    skip: Annotated[list[str], typer.Option(help="A gate not to run: parity or retention.")] = [],  # noqa: B006
+) -> None:
+    """Make a 4-bit GGUF of a model and its LoRA adapter, and prove that it is the same model.
+
+    Merges the adapter, converts to BF16 GGUF, compares that with the model in torch (parity gate), quantizes
+    with an importance matrix, and measures what 4 bits lost (retention gate). A failed gate leaves no model.
+    Interrupted, the same command goes on where it was.
+    """
+    if context.invoked_subcommand:
+        return
+    with sentences():
+        if base is None or folder is None:
+            raise ExportError(
+                f"{'--base' if base is None else '--out'} is needed; see python -m export --help."
+            )
+        if unknown := set(skip) - {"parity", "retention"}:
+            raise ExportError(f"--skip {min(unknown)}: no such gate; there are parity and retention.")
+        from .pipeline import Export, Options
+
+        options = Options(base, folder, calibration, evaluation, adapter, target, keep_bf16, frozenset(skip))
+        with Display() as display:
+            card = Export(options, display).run()
+        out.print(summary(card, folder))
+
+
+@app.command()
+def verify(model: Annotated[Path, typer.Argument(help="model.gguf, with model.json beside it.")]) -> None:
+    """Check a GGUF against its card."""
+    with sentences():
+        from .card import verify as check
+
+        with Display() as display, display.step("verify") as report:
+            card = check(model, report)
+        out.print(f"{model} is {card['name']}, recipe {card['recipe']}, as its card says.", highlight=False)
+
+
+class Display(Progress):
+    """One progress display for the whole run."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+        )
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        task = self._bars.add_task(name, total=None)
+        yield lambda done, total: self._bars.update(task, completed=done, total=total)
+        finished = self._bars.tasks[task].total or 1
+        self._bars.update(task, completed=finished, total=finished)
+
+    def skipped(self, name: str) -> None:
+        self._bars.add_task(f"{name} (done before)", total=1, completed=1)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Errors of ours as one sentence, and exit status 1."""
+    try:
+        yield
+    except ExportError as error:
+        err.print("[bold red]export:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print("Interrupted; the same command goes on where this one was.", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def summary(card: dict[str, Any], folder: Path) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    file = card["file"]
+    table.add_row("model", f"{folder / 'model.gguf'}")
+    table.add_row("size", f"{file['bytes'] / 1e6:,.1f} MB, in BF16 {file['bf16_bytes'] / 1e6:,.1f} MB")
+    table.add_row("recipe", card["recipe"])
+    if found := card["parity"]:
+        table.add_row(
+            "parity",
+            f"{found['n_texts']} texts with the same tokens; top token equal at {found['top1']:.2%} of "
+            f"{found['n_positions']:,} positions, mean KL {found['mean_kl']:.1e}",
+        )
+    if found := card["retention"]:
+        table.add_row(
+            "retention",
+            f"perplexity {found['perplexity']:.3f}, {found['perplexity_ratio']:.3f} of BF16's; mean KL "
+            f"{found['mean_kl']:.4f}, 99th percentile {found['kl_p99']:.3f}; top token equal at "
+            f"{found['top1']:.1%}",
+        )
+        if found["n_questions"]:
+            low, high = found["accuracy_interval"]
+            table.add_row(
+                "questions",
+                f"{found['accuracy']:.1%} of {found['n_questions']}, BF16 {found['accuracy_bf16']:.1%}; "
+                f"difference {low:+.1%} to {high:+.1%}, p = {found['p_value']:.2f}",
+            )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,182 @@
+"""The only file of the export that imports llama_cpp: token ids, logits, quantizing."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import llama_cpp as C
+import numpy as np
+
+from .errors import ExportError, InvalidBase
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+
+log = logging.getLogger("medge.export")
+
+N_CTX = 512
+
+_said: list[str] = []
+_listener: Callable[[str], None] | None = None
+
+
+@C.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    line = text.decode("utf-8", "replace")
+    if level in (3, 4):
+        _said.append(line.strip())
+    if _listener:
+        _listener(line)
+    log.debug("%s", line.rstrip())
+
+
+C.llama_log_set(_on_log, ctypes.c_void_p(0))
+C.llama_backend_init()
+
+
+class Model:
+    """A GGUF for looking at: token ids, and logits of short texts. Use as a context manager.
+
+    Args:
+        exact: keep keys and values in float32 and use no flash attention, so that what differs from
+            another program is the model.
+    """
+
+    def __init__(self, path: Path, exact: bool = False, n_threads: int | None = None) -> None:
+        self.path = path
+        with ExitStack() as stack:
+            params = C.llama_model_default_params()
+            _said.clear()
+            self._model = C.llama_model_load_from_file(os.fsencode(path), params)
+            if not self._model:
+                raise InvalidBase(f"llama.cpp cannot load {path}: {_reason()}.")
+            stack.callback(C.llama_model_free, self._model)
+            self._context = self._open(exact, n_threads or os.cpu_count() or 1)
+            stack.callback(C.llama_free, self._context)
+            self._vocab = C.llama_model_get_vocab(self._model)
+            self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
+            self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
+            self.bos: int = C.llama_vocab_bos(self._vocab)
+            self.eos: int = C.llama_vocab_eos(self._vocab)
+            self.ends = {t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t)}
+            template = C.llama_model_chat_template(self._model, None)
+            self.chat_template: str | None = template.decode() if template else None
+            self._closing = stack.pop_all()
+
+    def _open(self, exact: bool, n_threads: int) -> Any:
+        params = C.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = N_CTX
+        params.n_threads = params.n_threads_batch = n_threads
+        if exact:
+            params.type_k = params.type_v = C.GGML_TYPE_F32
+            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context = C.llama_init_from_model(self._model, params)
+        if not context:
+            raise InvalidBase(f"llama.cpp cannot run {self.path}: {_reason()}.")
+        return context
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def tokenize(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
+        """Token ids. With `special`, names of control tokens become those tokens."""
+        data = text.encode("utf-8")
+        size = len(data) + 2
+        buffer = (C.llama_token * size)()
+        n = C.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, special)
+        return list(buffer[: max(0, n)])
+
+    def logits(self, tokens: Sequence[int]) -> Array:
+        """What the model expects after each token: shape (len(tokens), n_vocab), at most N_CTX of them."""
+        n = len(tokens)
+        if not 0 < n <= N_CTX:
+            raise ValueError(f"{n} tokens; 1 to {N_CTX} are possible")
+        C.llama_memory_clear(C.llama_get_memory(self._context), True)
+        batch = C.llama_batch_init(n, 0, 1)
+        try:
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i] = token, i
+                batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+            batch.n_tokens = n
+            status = C.llama_decode(self._context, batch)
+        finally:
+            C.llama_batch_free(batch)
+        if status != 0:
+            raise ExportError(f"llama.cpp cannot decode with {self.path}: status {status}, {_reason()}.")
+        pointer = C.llama_get_logits(self._context)
+        rows: Array = np.ctypeslib.as_array(pointer, shape=(n, self.n_vocab)).copy()
+        return rows
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    types: Mapping[str, str],
+    importance: Mapping[str, Array] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    n_threads: int | None = None,
+) -> None:
+    """Write `source` with its matrices in other types.
+
+    Args:
+        types: the type of every matrix by its name, such as "Q4_0"; what is not named stays as it is.
+        importance: mean squares of each input, by the matrix's name: shape (n_in,).
+        on_progress: called with the tensors done, and their number.
+
+    Raises:
+        ExportError: llama.cpp refuses.
+    """
+    params = C.llama_model_quantize_default_params()
+    params.nthread = n_threads or os.cpu_count() or 1
+    params.ftype = C.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.allow_requantize = True
+    overrides = (C.llama_model_tensor_override * (len(types) + 1))()
+    for slot, (name, kind) in zip(overrides, types.items()):
+        slot.pattern, slot.type = f"^{re.escape(name)}$".encode(), getattr(C, f"GGML_TYPE_{kind}")
+    params.tt_overrides = overrides
+    keep = []  # what C points to
+    if importance:
+        entries = (C.llama_model_imatrix_data * (len(importance) + 1))()
+        for slot, (name, values) in zip(entries, importance.items()):
+            data = np.ascontiguousarray(values, dtype=np.float32)
+            keep.append(data)
+            slot.name, slot.size = name.encode(), data.size
+            slot.data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
+    _said.clear()
+    with _listening(on_progress):
+        status = C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if status != 0:
+        raise ExportError(f"{source} cannot be quantized: {_reason()}.")
+
+
+class _listening:
+    """Hears which tensor llama.cpp works on; it says so in its log only."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self._on_progress = on_progress
+
+    def __enter__(self) -> None:
+        global _listener
+        _listener = self._hear
+
+    def __exit__(self, *_: object) -> None:
+        global _listener
+        _listener = None
+
+    def _hear(self, line: str) -> None:
+        if found := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
+            self._on_progress(int(found[1]), int(found[2]))
+
+
+def _reason() -> str:
+    return next((line for line in reversed(_said) if line), "no reason given").rstrip(".")

@@ -1,0 +1,281 @@
+"""The steps in their order, each remembered: an export that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from . import card, imatrix, parity, recipe, retention
+from .checkpoint import Checkpoint
+from .convert import convert, plan
+from .errors import ExportError, InvalidBase
+from .families import Family
+from .merge import Adapter, Merged
+from .native import Model, quantize
+from .progress import Progress
+from .text import Row, read_rows
+from .unpack import unpack
+from .vocabulary import read_vocabulary
+
+CALIBRATION_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export.
+
+    Attributes:
+        base: a folder in Hugging Face's form, or a GGUF file.
+        skip: gates that are not run: "parity", "retention".
+    """
+
+    base: Path
+    out: Path
+    calibration: Path | None
+    evaluation: Path | None
+    adapter: Path | None = None
+    target: str = "cpu"
+    keep_bf16: bool = False
+    skip: frozenset[str] = frozenset()
+
+
+class Export:
+    """One run. Everything that can be wrong with the input is found before the work begins."""
+
+    def __init__(self, options: Options, progress: Progress) -> None:
+        self.options = options
+        self.progress = progress
+        self.recipe = recipe.load(options.target)
+        self.work = options.out / ".work"
+        self._calibration = read_rows(options.calibration) if options.calibration else []
+        self._evaluation = read_rows(options.evaluation) if options.evaluation else []
+        if not self._evaluation and {"parity", "retention"} - options.skip:
+            raise ExportError(
+                "--eval FILE is needed for the gates; or skip them with --skip parity --skip retention."
+            )
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(f"{self.work} cannot be made: {error.strerror}. Take another --out.") from None
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done, and return the card."""
+        base = self._base()
+        checkpoint = Checkpoint(base)
+        adapter = Adapter(self.options.adapter) if self.options.adapter else None
+        weights = Merged(checkpoint, adapter) if adapter else checkpoint
+        family = Family.of(checkpoint.config)
+        vocabulary = read_vocabulary(base, family.n_vocab, checkpoint.config)
+        self._check_space(plan(weights, family), weights.shapes)
+        facts = self._facts(checkpoint)
+        bf16, four = self.work / "bf16.gguf", self.work / "4bit.gguf"
+
+        with self._step("convert", bf16, base, self.options.adapter) as report:
+            if report:
+                convert(weights, family, vocabulary, facts, bf16, report)
+        reference = _Lazy(base, self.options.adapter)
+        found = {"parity": self._gate("parity", [bf16], lambda report: self._parity(reference, bf16, report))}
+        importance = self._importance(reference, family)
+        reference.drop()
+        types = self.recipe.types(
+            {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(bf16).tensors}
+        )
+        with self._step("quantize", four, bf16, self.work / "imatrix.gguf", types) as report:
+            if report:
+                partial = four.with_suffix(".partial")
+                quantize(bf16, partial, types, importance.means if importance else None, report)
+                partial.replace(four)
+        found["retention"] = self._gate(
+            "retention",
+            [bf16, four, vars(self.recipe.gates)],
+            lambda report: self._retention(bf16, four, report),
+        )
+        return self._finish(family, bf16, four, types, found, facts["name"])
+
+    # -- steps
+
+    def _base(self) -> Path:
+        base = self.options.base
+        if base.is_dir():
+            return base
+        if not base.is_file():
+            raise InvalidBase(f"{base} does not exist; --base takes a model folder or a GGUF file.")
+        folder = self.work / "base"
+        with self._step("unpack", folder / "model.safetensors.index.json", base) as report:
+            if report:
+                unpack(base, folder, report)
+        return folder
+
+    def _parity(self, reference: _Lazy, bf16: Path, report: Callable[[int, int], None]) -> Any:
+        with parity.opened(bf16, reference.get) as model:
+            return parity.check(
+                reference.get, model, [row.text for row in self._evaluation], on_progress=report
+            )
+
+    def _importance(self, reference: _Lazy, family: Family) -> imatrix.Importance | None:
+        if not self._calibration:
+            return None
+        path = self.work / "imatrix.gguf"
+        with self._step("imatrix", path, self.work / "bf16.gguf", self.options.calibration) as report:
+            if report:
+                texts = parity.windows(
+                    reference.get.tokenize,
+                    [row.text for row in spread(self._calibration)],
+                    CALIBRATION_TOKENS,
+                )
+                assert self.options.calibration
+                found = imatrix.collect(
+                    reference.get.model, family, texts, [self.options.calibration.name], report
+                )
+                imatrix.save(found, path)
+        return imatrix.load(path)
+
+    def _retention(self, bf16: Path, four: Path, report: Callable[[int, int], None]) -> Any:
+        with Model(bf16) as before, Model(four) as after:
+            return retention.check(before, after, self._evaluation, self.recipe.gates, on_progress=report)
+
+    def _finish(
+        self, family: Family, bf16: Path, four: Path, types: dict[str, str], found: dict[str, Any], name: str
+    ) -> dict[str, Any]:
+        out = self.options.out
+        with self.progress.step("card") as report:
+            size = four.stat().st_size
+            described = {
+                "format": card.FORMAT,
+                "name": name,
+                "base": str(self.options.base.name),
+                "adapter": self.options.adapter.name if self.options.adapter else None,
+                "recipe": self.recipe.name,
+                "types": types,
+                "file": {
+                    "bytes": size,
+                    "sha256": card.sha256(four, report),
+                    "bf16_bytes": bf16.stat().st_size,
+                },
+                "memory_bytes_by_context": card.memory(family, size),
+                **found,
+                "versions": card.versions(),
+            }
+        if self.options.keep_bf16:
+            shutil.copyfile(bf16, out / "model-bf16.partial")
+            (out / "model-bf16.partial").replace(out / "model-bf16.gguf")
+        # The card first: a model without one could be mistaken for another.
+        card.write(out / "model.json", described)
+        four.replace(out / "model.gguf")
+        shutil.rmtree(self.work)
+        return described
+
+    # -- remembering
+
+    @contextmanager
+    def _step(self, name: str, product: Path, *inputs: Any) -> Iterator[Callable[[int, int], None] | None]:
+        """Gives a function for progress if the step has to be done, None if its product is there."""
+        key = _key(name, inputs)
+        if product.exists() and self._known.get(name) == key:
+            self.progress.skipped(name)
+            yield None
+            return
+        with self.progress.step(name) as report:
+            yield report
+        self._remember(name, key)
+
+    def _gate(self, name: str, inputs: list[Any], check: Callable[[Callable[[int, int], None]], Any]) -> Any:
+        if name in self.options.skip:
+            return None
+        path = self.work / f"{name}.json"
+        with self._step(name, path, *inputs, self.options.evaluation) as report:
+            if report:
+                card.write(path, check(report).as_json())
+        return json.loads(path.read_text("utf-8"))
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        try:
+            known = json.loads((self.work / "done.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _remember(self, name: str, key: str) -> None:
+        self._known[name] = key
+        card.write(self.work / "done.json", self._known)
+
+    # -- facts
+
+    def _facts(self, checkpoint: Checkpoint) -> dict[str, str]:
+        base = Path(str(checkpoint.config.get("_name_or_path") or self.options.base.stem)).name
+        facts = {"name": base, "type": "model"}
+        if self.options.adapter:
+            facts["name"] = f"{base} + {self.options.adapter.name}"
+            facts["finetune"] = self.options.adapter.name
+        return facts
+
+    def _check_space(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
+        count = 0
+        for name in names:
+            n = 1
+            for size in shapes[name]:
+                n *= size
+            count += n
+        needed = int(count * 2.7)  # BF16, and 4 bits with what the recipe adds
+        free = shutil.disk_usage(self.work).free
+        if free < needed:
+            raise ExportError(
+                f"{self.options.out} has {free / 1e9:.1f} GB free, the export takes {needed / 1e9:.1f} GB; "
+                "free some, or take another --out."
+            )
+
+
+class _Lazy:
+    """The reference in torch, loaded when a step needs it and dropped before those that do not."""
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        self._base, self._adapter = base, adapter
+        self._loaded: Any = None
+
+    @property
+    def get(self) -> Any:
+        from .reference import Reference
+
+        if self._loaded is None:
+            self._loaded = Reference(self._base, self._adapter)
+        return self._loaded
+
+    def drop(self) -> None:
+        self._loaded = None
+
+
+def spread(rows: list[Row]) -> list[Row]:
+    """The same rows in an order in which any beginning is drawn from all of them."""
+    step = max(1, round(len(rows) * 0.618))
+    while len(rows) > 1 and _common_divisor(step, len(rows)) > 1:
+        step += 1
+    return [rows[i * step % len(rows)] for i in range(len(rows))]
+
+
+def _common_divisor(a: int, b: int) -> int:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+def _key(name: str, inputs: tuple[Any, ...]) -> str:
+    parts = [name]
+    for given in inputs:
+        files = sorted(given.iterdir()) if isinstance(given, Path) and given.is_dir() else [given]
+        for part in files:
+            if isinstance(part, Path) and part.is_file():
+                status = part.stat()
+                parts.append(f"{part}:{status.st_size}:{status.st_mtime_ns}")
+            else:
+                parts.append(repr(part))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
