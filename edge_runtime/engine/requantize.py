@@ -1,4 +1,4 @@
-"""`python -m edge_runtime.engine.requantize SOURCE TARGET TYPE`: a GGUF in another weight type.
+"""`python -m edge_runtime.engine.requantize SOURCE TARGET TYPE [IMPORTANCE.npz]`: other weight types.
 
 A program of its own, because llama.cpp may end the process. Quantizing what is quantized already loses a
 little more than quantizing the original would.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import MedgeError
 from .llama import requantize
 
 
 def main() -> int:
+    source, target, weight_type, *importance = sys.argv[1:]
+    rows = dict(np.load(importance[0])) if importance else None
     try:
-        requantize(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        requantize(Path(source), Path(target), weight_type, rows)
     except MedgeError as error:
         print(error, file=sys.stderr)
         return 1

