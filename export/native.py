@@ -36,8 +36,13 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
     log.debug("%s", line.rstrip())
 
 
-C.llama_log_set(_on_log, ctypes.c_void_p(0))
 C.llama_backend_init()
+
+
+def _listen() -> None:
+    """Hear what llama.cpp says from now on: there is one listener a process."""
+    C.llama_log_set(_on_log, ctypes.c_void_p(0))
+    _said.clear()
 
 
 class Model:
@@ -52,7 +57,7 @@ class Model:
         self.path = path
         with ExitStack() as stack:
             params = C.llama_model_default_params()
-            _said.clear()
+            _listen()
             self._model = C.llama_model_load_from_file(os.fsencode(path), params)
             if not self._model:
                 raise InvalidBase(f"llama.cpp cannot load {path}: {_reason()}.")
@@ -152,7 +157,7 @@ def quantize(
             slot.name, slot.size = name.encode(), data.size
             slot.data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = entries
-    _said.clear()
+    _listen()
     with _listening(on_progress):
         status = C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if status != 0:

@@ -418,11 +418,12 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
         log.log(_LOG_LEVELS.get(level, logging.INFO), line.rstrip())
 
 
-C.llama_log_set(_on_log, ctypes.c_void_p(0))
 C.llama_backend_init()
 
 
 def _capture_log() -> list[str]:
+    # Each time: there is one listener a process, and other code in it may have set its own.
+    C.llama_log_set(_on_log, ctypes.c_void_p(0))
     _lines.clear()
     return _lines
 

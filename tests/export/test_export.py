@@ -18,10 +18,11 @@ import torch
 from export import parity
 from export.checkpoint import Checkpoint
 from export.convert import convert
-from export.errors import GateFailed
+from export.errors import GateFailed, InvalidBase
 from export.families import Family
 from export.merge import Adapter, Merged
 from export.reference import Reference
+from export.unpack import unpack
 from export.vocabulary import Vocabulary, read_vocabulary
 from tests import tiny_checkpoint
 from tests.tiny_checkpoint import FAMILIES, TEXT
@@ -216,3 +217,67 @@ def test_the_command_leaves_a_model_and_its_card(made: Any, tmp_path: Path) -> N
         file.write(b"damaged")
     run = export("verify", out / "model.gguf")
     assert run.returncode == 1 and "SHA-256" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_failed_gate_leaves_no_model_and_the_next_run_goes_on(made: Any, tmp_path: Path) -> None:
+    this = made("qwen3")
+    out, rows = tmp_path / "out", texts(tmp_path / "rows.jsonl")
+    recipe = loose_recipe(tmp_path / "own.toml")
+    loose = recipe.read_text("utf-8")
+    recipe.write_text(loose.replace("max_mean_kl = 9", "max_mean_kl = 0"), "utf-8")
+    words = ("--base", this.base, "--adapter", this.adapter, "--calibration", rows, "--eval", rows,
+             "--target", recipe, "--out", out)  # fmt: skip
+    run = export(*words)
+    assert run.returncode == 1 and "mean KL" in run.stderr and "Traceback" not in run.stderr
+    assert not list(out.glob("*.gguf")) and not list(out.glob("*.json"))
+    recipe.write_text(loose, "utf-8")
+    run = export(*words)
+    assert run.returncode == 0, run.stderr
+    for step in ("convert", "parity", "imatrix", "quantize"):
+        assert f"{step} (done before)" in run.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["model.gguf", "model.json"]
+
+
+@pytest.mark.parametrize("name", ["smollm", "qwen2", "qwen3"])
+def test_a_gguf_as_base_is_the_same_model(made: Any, tmp_path: Path, name: str) -> None:
+    """Converted, unpacked and converted again: the same tensors and the same tokenizer."""
+    this = made(name)
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    convert(this.weights, this.family, this.vocabulary, {"name": "t"}, first)
+    unpack(first, tmp_path / "folder")
+    again = Checkpoint(tmp_path / "folder")
+    family = Family.of(again.config)
+    convert(again, family, read_vocabulary(again.folder, family.n_vocab, again.config), {"name": "t"}, second)
+    a, b = gguf.GGUFReader(first), gguf.GGUFReader(second)
+    assert [t.name for t in a.tensors] == [t.name for t in b.tensors]
+    assert all((x.data == y.data).all() for x, y in zip(a.tensors, b.tensors))
+    assert {k: f.contents() for k, f in a.fields.items()} == {k: f.contents() for k, f in b.fields.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "x"), "--base is needed"),
+        (("--base", "nowhere", "--out", "x", "--eval", "ROWS"), "nowhere does not exist"),
+        (("--base", "BASE", "--out", "x"), "--eval FILE is needed"),
+        (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--target", "tpu"), "no such recipe"),
+        (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--skip", "all"), "no such gate"),
+        (
+            ("--base", "BASE", "--adapter", "BASE", "--out", "x", "--eval", "ROWS"),
+            "adapter_config.json is missing",
+        ),
+    ],
+)
+def test_wrong_words_are_one_sentence(made: Any, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    given = {"BASE": made("qwen2").base, "ROWS": texts(tmp_path / "rows.jsonl"), "x": tmp_path / "x"}
+    run = export(*(given.get(word, word) for word in words))
+    assert run.returncode == 1 and said in " ".join(run.stderr.split())
+    assert "Traceback" not in run.stderr
+
+
+def test_weights_that_are_not_numbers_are_refused(made: Any, tmp_path: Path) -> None:
+    this = made("qwen2")
+    broken = Changed(this.weights, lambda n, t: t * float("nan") if n == "model.norm.weight" else t)
+    with pytest.raises(InvalidBase, match=r"model\.norm\.weight.*NaN"):
+        convert(broken, this.family, this.vocabulary, {"name": "t"}, tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())

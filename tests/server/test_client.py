@@ -39,7 +39,8 @@ def test_chat(client: openai.OpenAI) -> None:
         max_completion_tokens=20,
     )
     assert "Paris" in (answer.choices[0].message.content or "")
-    assert answer.choices[0].finish_reason == "stop" and answer.usage and answer.usage.completion_tokens < 20
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage and 0 < answer.usage.completion_tokens <= 20
 
 
 def test_stream_with_usage(client: openai.OpenAI) -> None:
