@@ -38,7 +38,6 @@ class Checkpoint:
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self._file_of = self._files()
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
         for path in sorted(set(self._file_of.values())):
             with open_safetensors(path) as file:
                 there = set(file.keys())
@@ -47,9 +46,7 @@ class Checkpoint:
                         raise InvalidBase(
                             f"{path} has no tensor {name!r}, though {INDEX} says so; download it again."
                         )
-                    part = file.get_slice(name)
-                    self.shapes[name] = tuple(part.get_shape())
-                    self.dtypes[name] = part.get_dtype()
+                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def _files(self) -> dict[str, Path]:
         index = self.folder / INDEX

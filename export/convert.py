@@ -15,10 +15,8 @@ import numpy as np
 import torch
 
 from .errors import ExportError, InvalidBase
-from .families import Family
+from .families import EMBEDDING, HEAD, Family
 from .vocabulary import Vocabulary
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Buffers that old checkpoints hold and that are computed from the config.
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")

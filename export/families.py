@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gguf
@@ -21,6 +22,10 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
+
+
+# A tied head is the embedding once more, and checkpoints may leave it out.
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class LlamaNames(NormalizedTextConfig):  # type: ignore[misc]
@@ -103,7 +108,7 @@ class Family:
         """Every tensor that a checkpoint of this family has, without biases and a head of its own."""
         q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.n_vocab, self.n_embd),
+            EMBEDDING: (self.n_vocab, self.n_embd),
             "model.norm.weight": (self.n_embd,),
         }
         for i in range(self.n_layers):
@@ -127,14 +132,17 @@ class Family:
                 shapes |= {f"{layer}self_attn.{n}_norm.weight": (self.head_dim,) for n in "qk"}
         return shapes
 
+    @cached_property
+    def _names(self) -> Any:
+        return gguf.get_tensor_name_map(self.arch, self.n_layers)
+
     def tensor_name(self, name: str) -> str:
         """The name in GGUF.
 
         Raises:
             InvalidBase: the family has no such tensor.
         """
-        names = gguf.get_tensor_name_map(self.arch, self.n_layers)
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise InvalidBase(f"The base has a tensor {name!r}, which {self.name} models do not have.")
         return str(found)

@@ -17,10 +17,10 @@ import torch
 
 from .checkpoint import Checkpoint, open_safetensors, read_json
 from .errors import InvalidAdapter
+from .families import EMBEDDING, HEAD
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Settings of peft that change what an adapter means, and the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -135,9 +135,9 @@ class Merged:
         self._base = base
         self._adapter = adapter
         self.folder, self.config = base.folder, base.config
-        self.shapes, self.dtypes = dict(base.shapes), dict(base.dtypes)
+        self.shapes = dict(base.shapes)
         if HEAD not in base and (HEAD in adapter.pairs or HEAD in adapter.replaced):
-            self.shapes[HEAD], self.dtypes[HEAD] = base.shapes[EMBEDDING], base.dtypes[EMBEDDING]
+            self.shapes[HEAD] = base.shapes[EMBEDDING]
         for name, pair in adapter.pairs.items():
             a, b = adapter.shapes[pair.a], adapter.shapes[pair.b]
             shape = (b[0], a[1])
@@ -159,11 +159,11 @@ class Merged:
             )
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One merged tensor, in the base's own precision, rounded once."""
+        """One merged tensor, in the precision of what was trained, rounded once."""
         if source := self._adapter.replaced.get(name):
-            weight = self._adapter.tensor(source).to(self._base.tensor(_stored(name, self._base)).dtype)
+            weight = self._adapter.tensor(source)
         else:
-            weight = self._base.tensor(_stored(name, self._base))
+            weight = self._base.tensor(name if name in self._base else EMBEDDING)
         if pair := self._adapter.pairs.get(name):
             return (weight.float() + self._adapter.delta(pair)).to(weight.dtype)
         return weight
@@ -173,11 +173,6 @@ class Merged:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
-
-
-def _stored(name: str, base: Checkpoint) -> str:
-    """Where the base holds a tensor: a tied head lies in the embedding."""
-    return name if name in base else EMBEDDING
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -67,7 +67,6 @@ class Model:
             self._vocab = C.llama_model_get_vocab(self._model)
             self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
             self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
-            self.bos: int = C.llama_vocab_bos(self._vocab)
             self.eos: int = C.llama_vocab_eos(self._vocab)
             self.ends = {t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t)}
             template = C.llama_model_chat_template(self._model, None)

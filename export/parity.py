@@ -14,7 +14,6 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .compare import Difference
 from .errors import GateFailed
@@ -149,7 +148,9 @@ def _same_chat(reference: Reference, model: Model, _: Sequence[str], found: Pari
         expected = reference.tokenizer.apply_chat_template(
             list(chat), tokenize=True, add_generation_prompt=True, return_dict=False
         )
-        text = _render(model.chat_template, list(chat), reference)
+        text = reference.tokenizer.apply_chat_template(
+            list(chat), chat_template=model.chat_template, tokenize=False, add_generation_prompt=True
+        )
         # As the runtime does it: the template may have written the first token itself.
         bos = reference.tokenizer.bos_token or "\0"
         tokens = model.tokenize(text, special=True, add_bos=model.add_bos and not text.startswith(bos))
@@ -162,17 +163,6 @@ def _same_chat(reference: Reference, model: Model, _: Sequence[str], found: Pari
             found.problems.append(
                 f"the chat begins with {tokens[:2].count(begins)} BOS tokens instead of one"
             )
-
-
-def _render(template: str, messages: list[dict[str, str]], reference: Reference) -> str:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["strftime_now"] = lambda form: form
-    return environment.from_string(template).render(
-        messages=messages,
-        add_generation_prompt=True,
-        bos_token=reference.tokenizer.bos_token or "",
-        eos_token=reference.tokenizer.eos_token or "",
-    )
 
 
 def _same_ends(reference: Reference, model: Model, _: Sequence[str], found: Parity) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -220,12 +221,7 @@ class Export:
         return facts
 
     def _check_space(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
-        count = 0
-        for name in names:
-            n = 1
-            for size in shapes[name]:
-                n *= size
-            count += n
+        count = sum(math.prod(shapes[name]) for name in names)
         needed = int(count * 2.7)  # BF16, and 4 bits with what the recipe adds
         free = shutil.disk_usage(self.work).free
         if free < needed:
@@ -257,15 +253,9 @@ class _Lazy:
 def spread(rows: list[Row]) -> list[Row]:
     """The same rows in an order in which any beginning is drawn from all of them."""
     step = max(1, round(len(rows) * 0.618))
-    while len(rows) > 1 and _common_divisor(step, len(rows)) > 1:
+    while len(rows) > 1 and math.gcd(step, len(rows)) > 1:
         step += 1
     return [rows[i * step % len(rows)] for i in range(len(rows))]
-
-
-def _common_divisor(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
 
 
 def _key(name: str, inputs: tuple[Any, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,10 +70,7 @@ class Recipe:
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
     """What a matrix takes in a type."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    count = 1
-    for n in shape:
-        count *= n
-    return int(count // block * size)
+    return int(math.prod(shape) // block * size)
 
 
 def load(name: str) -> Recipe:

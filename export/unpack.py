@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from .errors import InvalidBase
-from .families import ARCHITECTURES, Family
+from .families import ARCHITECTURES, HEAD, Family
 from .vocabulary import PRE_TOKENIZERS
 
 SHARD_BYTES = 1 << 30
@@ -151,7 +151,7 @@ def _write_weights(
     folder: Path, reader: gguf.GGUFReader, family: Family, on_progress: Callable[[int, int], None]
 ) -> None:
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    names = [n for n in (*family.shapes(), "lm_head.weight") if family.tensor_name(n) in stored]
+    names = [n for n in (*family.shapes(), HEAD) if family.tensor_name(n) in stored]
     where: dict[str, str] = {}
     for number, shard in enumerate(_shards(names, stored, family)):
         tensors = {}
