@@ -105,3 +105,14 @@ def serving(
 def chat(text: str, **fields: Any) -> dict[str, Any]:
     """A chat request body."""
     return {"model": "default", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def live(server: RunningServer) -> dict[str, Any]:
+    with server.client() as client:
+        value: dict[str, Any] = client.get("/live").json()
+        return value
+
+
+def idle(server: RunningServer) -> bool:
+    now = live(server)
+    return now["waiting"] == 0 and all(slot["state"] == "idle" for slot in now["slots"])

@@ -10,14 +10,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..device.governor import ThreadGovernor
 from ..device.memory import peak_bytes
 from ..errors import (
     Cancelled,
@@ -30,6 +28,7 @@ from ..errors import (
 )
 from .engine import SlotState, Snapshot
 from .llama import Chunk, Model, ModelConfig, Vector
+from .loop import Loop
 from .request import Embedded, Event, Failed, Timing
 
 
@@ -73,7 +72,7 @@ class Job:
     vector: Vector | float = 0.0
 
 
-class Embedder:
+class Embedder(Loop):
     """Makes vectors of many texts at once with one model.
 
     >>> with Embedder.open(EmbedderConfig(path)) as embedder:
@@ -84,20 +83,15 @@ class Embedder:
     def __init__(
         self, model: Model, config: EmbedderConfig, on_start: Callable[[str], None] | None = None
     ) -> None:
-        self.model = model
+        super().__init__(model, config.n_threads)
         self.config = config
         # BERT has a vector for each position of its training, and llama.cpp aborts beyond them.
         self.limit = min(config.n_ctx, model.n_ctx_train)
         self._on_start = on_start or (lambda request_id: None)
-        self._closing = ExitStack()
-        self._closing.callback(model.close)
-        self._governor = ThreadGovernor(config.n_threads)
-        self._n_threads = config.n_threads
         self._lock = threading.Lock()  # guards the three below
         self._jobs: dict[str, Job] = {}  # by id, the oldest first; only that one can be half read
         self._cancelled: set[str] = set()
         self._closed = False
-        self._wake = threading.Event()
         self._totals = {"prompt": 0, "steps": 0}
 
     @classmethod
@@ -168,18 +162,6 @@ class Embedder:
             if request_id in self._jobs:
                 self._cancelled.add(request_id)
         self._wake.set()
-
-    def wake(self) -> None:
-        """Make a `wait` that is going on return."""
-        self._wake.set()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Sleep until there is something to do. False if the time ran out first."""
-        if self.busy:
-            return True
-        woken = self._wake.wait(timeout_s)
-        self._wake.clear()
-        return woken
 
     @property
     def busy(self) -> bool:
@@ -334,12 +316,6 @@ class Embedder:
         if job.started:
             self.model.clear(job.sequence)
         return Failed(job.id, error)
-
-    def _adapt_threads(self) -> None:
-        n = self._governor.threads()
-        if n != self._n_threads:
-            self._n_threads = n
-            self.model.set_threads(n)
 
     def _check(self, tokens: Sequence[int]) -> None:
         n, limit = len(tokens), self.limit

@@ -11,12 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..device.governor import ThreadGovernor
 from ..device.memory import peak_bytes
 from ..errors import (
     Cancelled,
@@ -30,6 +28,7 @@ from ..errors import (
 )
 from .constraint import Constraint, Grammars
 from .llama import N_EXTRA_OUTPUTS, Chunk, Model, ModelConfig, Sampler
+from .loop import Loop
 from .prefix import MIN_SHARED, PrefixStore, common_length
 from .request import (
     Delta,
@@ -150,7 +149,7 @@ class Snapshot:
     n_steps: int
 
 
-class Engine:
+class Engine(Loop):
     """Answers many requests at once with one model.
 
     >>> with Engine.open(EngineConfig(path)) as engine:
@@ -162,24 +161,19 @@ class Engine:
     def __init__(
         self, model: Model, config: EngineConfig, on_start: Callable[[str], None] | None = None
     ) -> None:
-        self.model = model
+        super().__init__(model, config.n_threads)
         self.config = config
         self._on_start = on_start or (lambda request_id: None)
-        self._closing = ExitStack()
-        self._closing.callback(model.close)
         self._scheduler = Scheduler(config.n_batch, config.step_limit_s)
         self._slots = [Slot(i) for i in range(config.n_slots)]
         self._prefixes = PrefixStore(config.prefix_tokens)
         self._grammars = Grammars(model)
-        self._governor = ThreadGovernor(config.n_threads)
-        self._n_threads = config.n_threads
         self._lock = threading.Lock()  # guards the five below
         self._waiting: deque[Job] = deque()
         self._cancelled: set[str] = set()
         self._forgotten: set[str] = set()
         self._alive: set[str] = set()
         self._closed = False
-        self._wake = threading.Event()
         self._n_arrived = 0
         self._events: list[Event] = []
         self._totals = {"generated": 0, "prompt": 0, "cached": 0, "steps": 0}
@@ -263,18 +257,6 @@ class Engine:
         with self._lock:
             self._forgotten.add(conversation)
         self._wake.set()
-
-    def wake(self) -> None:
-        """Make a `wait` that is going on return."""
-        self._wake.set()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Sleep until there is something to do. False if the time ran out first."""
-        if self.busy:
-            return True
-        woken = self._wake.wait(timeout_s)
-        self._wake.clear()
-        return woken
 
     @property
     def busy(self) -> bool:
@@ -488,12 +470,6 @@ class Engine:
         self._scheduler.observe(n_answering, n_prompt, time.monotonic() - begin)
         self._totals["steps"] += 1
         self._totals["prompt"] += n_prompt
-
-    def _adapt_threads(self) -> None:
-        n = self._governor.threads()
-        if n != self._n_threads:
-            self._n_threads = n
-            self.model.set_threads(n)
 
     # -- absorb
 

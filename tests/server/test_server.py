@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests import tiny_gguf
-from tests.serving import RunningServer, chat, serving
+from tests.serving import RunningServer, chat, idle, serving
 
 SLOTS, CTX = 2, 512
 
@@ -24,25 +24,6 @@ def server(tiny: Path) -> Iterator[RunningServer]:
     flags = ["--slots", str(SLOTS), "--ctx", str(CTX), "--queue", "4", "--body-timeout-s", "1"]
     with serving(tiny, *flags) as server:
         yield server
-
-
-@pytest.fixture
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with server.client() as client:
-        yield client
-    server.wait_until("idle again", lambda: idle(server))
-    assert server.health()["restarts"] == 0
-
-
-def live(server: RunningServer) -> dict[str, Any]:
-    with server.client() as client:
-        value: dict[str, Any] = client.get("/live").json()
-        return value
-
-
-def idle(server: RunningServer) -> bool:
-    now = live(server)
-    return now["waiting"] == 0 and all(slot["state"] == "idle" for slot in now["slots"])
 
 
 def sse(response: httpx.Response) -> Iterator[Any]:

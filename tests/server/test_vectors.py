@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from tests import tiny_gguf
-from tests.server.test_server import error_of, idle, live
-from tests.serving import RunningServer, chat, serving
+from tests.server.test_server import error_of
+from tests.serving import RunningServer, chat, idle, live, serving
 
 SLOTS, CTX = 2, 256
 TEXTS = ["Fever in an infant", "a", "chest pain", "x" * 200, "Ärztin 🤒", "a rash"]
@@ -28,14 +28,6 @@ def server(tiny_mean: Path) -> Iterator[RunningServer]:
     flags = ["--slots", str(SLOTS), "--ctx", str(CTX), "--queue", "3", "--no-flash-attention"]
     with serving(tiny_mean, *flags) as server:
         yield server
-
-
-@pytest.fixture
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with server.client() as client:
-        yield client
-    server.wait_until("idle again", lambda: idle(server))
-    assert server.health()["restarts"] == 0
 
 
 @pytest.fixture
