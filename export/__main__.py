@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -16,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from .errors import ExportError
-from .progress import Progress
+from .progress import Progress, Report
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 err = Console(stderr=True)
@@ -27,7 +28,10 @@ out = Console()
 def export(
     context: typer.Context,
     base: Annotated[
-        Optional[Path], typer.Option(help="Model folder in Hugging Face's form, or a GGUF file.")  # noqa: UP045
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Model folder in Hugging Face's form, a GGUF file, or a name on the hub: organization/name."
+        ),
     ] = None,
     adapter: Annotated[Optional[Path], typer.Option(help="LoRA adapter folder that peft saved.")] = None,  # noqa: UP045
     calibration: Annotated[
@@ -67,9 +71,14 @@ def export(
             )
         if unknown := set(skip) - {"parity", "retention"}:
             raise ExportError(f"--skip {min(unknown)}: no such gate; there are parity and retention.")
+        from .hub import locate
         from .pipeline import Export, Options
 
-        options = Options(base, folder, calibration, evaluation, adapter, target, keep_bf16, frozenset(skip))
+        path, hub_name = locate(base)
+        options = Options(
+            path, folder, calibration, evaluation, adapter, hub_name, target, keep_bf16, frozenset(skip),
+            shlex.join(["python", "-m", "export", *sys.argv[1:]]),
+        )  # fmt: skip
         with Display() as display:
             card = Export(options, display).run()
         out.print(summary(card, folder))
@@ -84,6 +93,28 @@ def verify(model: Annotated[Path, typer.Argument(help="model.gguf, with model.js
         with Display() as display, display.step("verify") as report:
             card = check(model, report)
         out.print(f"{model} is {card['name']}, recipe {card['recipe']}, as its card says.", highlight=False)
+
+
+@app.command()
+def lora(
+    base: Annotated[str, typer.Option(help="The base: model folder, GGUF file, or name on the hub.")],
+    adapter: Annotated[Path, typer.Option(help="LoRA adapter folder that peft saved.")],
+    file: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
+) -> None:
+    """Write an adapter as a GGUF of its own, a few MB, for devices that have the base already."""
+    with sentences():
+        from .checkpoint import read_json
+        from .families import Family
+        from .hub import locate
+        from .lora import write
+        from .merge import Adapter
+        from .unpack import read_config
+
+        path, _ = locate(base)
+        config = read_config(path) if path.is_file() else read_json(path / "config.json")
+        with Display() as display, display.step("lora") as report:
+            write(Adapter(adapter), Family.of(config), file, report)
+        out.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False)
 
 
 class Display(Progress):
@@ -107,7 +138,7 @@ class Display(Progress):
         self._bars.stop()
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
+    def step(self, name: str) -> Iterator[Report]:
         task = self._bars.add_task(name, total=None)
         yield lambda done, total: self._bars.update(task, completed=done, total=total)
         finished = self._bars.tasks[task].total or 1

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
+import numpy as np
 
 from .errors import ExportError, GateFailed
-from .families import Family
+from .native import N_CTX, Model
+from .progress import Report, silent
+
+if TYPE_CHECKING:  # it needs torch, which a machine that only verifies has not
+    from .families import Family
 
 FORMAT = 1
+COMMANDS = {"serve": "medge serve --model model.gguf", "verify": "python -m export verify model.gguf"}
+# How far another machine's arithmetic may lie from ours: nats a token.
+PROBE_TOLERANCE = 0.1
 CONTEXTS = (2048, 4096, 16_384)
 VERSIONS = ("llama-cpp-python", "gguf", "torch", "transformers", "peft", "safetensors")
 
 
-def sha256(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> str:
+def sha256(path: Path, on_progress: Report = silent) -> str:
     digest = hashlib.sha256()
     total, done = path.stat().st_size, 0
     with path.open("rb") as file:
@@ -28,6 +36,29 @@ def sha256(path: Path, on_progress: Callable[[int, int], None] = lambda done, to
             done += len(block)
             on_progress(done, total)
     return digest.hexdigest()
+
+
+def digests(path: Path, on_progress: Report = silent) -> dict[str, str]:
+    """SHA-256 of a file, or of all files of a folder, by name."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return {file.name: sha256(file, on_progress) for file in files}
+
+
+def probes(model: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """What the model makes of short texts: token ids, and nats a token. `verify` computes them again."""
+    found = []
+    with Model(model) as opened:
+        for text in texts:
+            tokens = opened.tokenize(text)[:N_CTX]
+            found.append({"text": text, "tokens": tokens, "nll": _nll(opened, tokens)})
+    return found
+
+
+def _nll(model: Model, tokens: list[int]) -> float:
+    rows = model.logits(tokens)[:-1].astype(np.float64)
+    peak = rows.max(-1)
+    sums = peak + np.log(np.exp(rows - peak[:, None]).sum(-1))
+    return float((sums - rows[np.arange(len(tokens) - 1), tokens[1:]]).mean())
 
 
 def versions() -> dict[str, str | None]:
@@ -52,7 +83,7 @@ def write(path: Path, card: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def verify(model: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def verify(model: Path, on_progress: Report = silent) -> dict[str, Any]:
     """Check a GGUF against the card beside it.
 
     Raises:
@@ -73,5 +104,29 @@ def verify(model: Path, on_progress: Callable[[int, int], None] = lambda done, t
     found = sha256(model, on_progress)
     if found != expected:
         raise GateFailed(f"{model} has SHA-256 {found[:16]}…, its card says {expected[:16]}…; copy it again.")
-    gguf.GGUFReader(model)
+    _compare(model, card)
     return card
+
+
+def _compare(model: Path, card: dict[str, Any]) -> None:
+    """The file says of itself what the card says, and computes here what it computed there."""
+    try:
+        types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(model).tensors}
+        for name, kind in card["types"].items():
+            if types.get(name) != kind:
+                raise GateFailed(
+                    f"{model}: {name} is {types.get(name, 'missing')}, the card says {kind}; export it again."
+                )
+        with Model(model) as opened:
+            for probe in card["probes"]:
+                text, tokens = probe["text"], opened.tokenize(probe["text"])[:N_CTX]
+                if tokens != probe["tokens"]:
+                    raise GateFailed(f"{model} cuts {text!r} into other tokens here than its card says.")
+                found = _nll(opened, tokens)
+                if not abs(found - probe["nll"]) <= PROBE_TOLERANCE:  # NaN fails too
+                    raise GateFailed(
+                        f"{model} computes {found:.3f} nats a token of {text!r} here, its card says "
+                        f"{probe['nll']:.3f}; this machine's llama.cpp computes something else."
+                    )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ExportError(f"{model.with_suffix('.json')} is no card of an export ({error!r}).") from None

@@ -6,7 +6,6 @@ The order is that of the layers, so that a file read from disk is read forwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,8 @@ import torch
 
 from .errors import ExportError, InvalidBase
 from .families import EMBEDDING, HEAD, Family
+from .progress import Report, silent
+from .provenance import Provenance
 from .vocabulary import Vocabulary
 
 # Buffers that old checkpoints hold and that are computed from the config.
@@ -63,14 +64,13 @@ def convert(
     weights: Weights,
     family: Family,
     vocabulary: Vocabulary,
-    facts: dict[str, str],
+    provenance: Provenance,
     target: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Report = silent,
 ) -> None:
     """Write `target`. It appears under its name only when it is complete.
 
     Args:
-        facts: metadata of the `general` kind, such as name and license.
         on_progress: called with the bytes written, and those to write.
 
     Raises:
@@ -80,27 +80,14 @@ def convert(
     names = [n for n in plan(weights, family) if not _is_tied(n, weights, family)]
     partial = target.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, family.name)
-    for key, value in facts.items():
-        writer.add_string(f"general.{key}", value)
+    provenance.write(writer)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     _write_dimensions(writer, family)
     vocabulary.write(writer)
     factors = family.rope_factors()
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.nbytes)
-    total = 0
-    for name in names:
-        shape = weights.shapes[name]
-        matrix = len(shape) > 1
-        n_bytes = int(np.prod(shape)) * (2 if matrix else 4)
-        total += n_bytes
-        writer.add_tensor_info(
-            family.tensor_name(name),
-            shape,
-            np.dtype(np.uint16 if matrix else np.float32),
-            n_bytes,
-            gguf.GGMLQuantizationType.BF16 if matrix else None,
-        )
+    total = sum(_announce(writer, family.tensor_name(name), weights.shapes[name]) for name in names)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -122,6 +109,20 @@ def convert(
         ) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _announce(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...]) -> int:
+    """Put a tensor into the header, and return its bytes: matrices in BF16, vectors in float32."""
+    matrix = len(shape) > 1
+    n_bytes = int(np.prod(shape)) * (2 if matrix else 4)
+    writer.add_tensor_info(
+        name,
+        shape,
+        np.dtype(np.uint16 if matrix else np.float32),
+        n_bytes,
+        gguf.GGMLQuantizationType.BF16 if matrix else None,
+    )
+    return n_bytes
 
 
 def _is_tied(name: str, weights: Weights, family: Family) -> bool:

@@ -5,7 +5,7 @@ Kept in llama.cpp's imatrix form, so that its tools read ours and we read theirs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ import torch
 
 from .errors import ExportError
 from .families import Family
+from .progress import Report, silent
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
@@ -44,7 +45,7 @@ def collect(
     family: Family,
     texts: Sequence[Sequence[int]],
     sources: Iterable[str],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Report = silent,
 ) -> Importance:
     """Run `model`, a transformers model, over token lists, and sum up what goes into each linear layer."""
     sums: dict[str, torch.Tensor] = {}

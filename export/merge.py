@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,29 @@ class Adapter:
         alpha = float(_matching(self.config.get("alpha_pattern"), module, self.config["lora_alpha"]))
         return alpha / math.sqrt(r) if self.config.get("use_rslora") else alpha / r
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that the adapter fits a base with these tensors.
+
+        Raises:
+            InvalidAdapter: it is for another base.
+        """
+        changed = {name: self.shapes[source] for name, source in self.replaced.items()}
+        for name, pair in self.pairs.items():
+            shape = (self.shapes[pair.b][0], self.shapes[pair.a][1])
+            changed[name] = shape[::-1] if self.config.get("fan_in_fan_out") else shape
+        for name, shape in changed.items():
+            if name not in shapes:
+                raise InvalidAdapter(
+                    f"{self.folder} changes {name!r}, which the base does not have; "
+                    "the adapter is for another base."
+                )
+            if shapes[name] != shape:
+                raise InvalidAdapter(
+                    f"{self.folder} changes {name!r} as {list(shape)}, in the base it is "
+                    f"{list(shapes[name])}; the adapter is for another base, or adds tokens, "
+                    "which is not supported."
+                )
+
     def tensor(self, name: str) -> torch.Tensor:
         with open_safetensors(self._path) as file:
             tensor: torch.Tensor = file.get_tensor(name)
@@ -138,25 +161,7 @@ class Merged:
         self.shapes = dict(base.shapes)
         if HEAD not in base and (HEAD in adapter.pairs or HEAD in adapter.replaced):
             self.shapes[HEAD] = base.shapes[EMBEDDING]
-        for name, pair in adapter.pairs.items():
-            a, b = adapter.shapes[pair.a], adapter.shapes[pair.b]
-            shape = (b[0], a[1])
-            self._check(name, shape[::-1] if adapter.config.get("fan_in_fan_out") else shape)
-        for name, source in adapter.replaced.items():
-            self._check(name, adapter.shapes[source])
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        if name not in self.shapes:
-            raise InvalidAdapter(
-                f"{self._adapter.folder} changes {name!r}, which {self.folder} does not have; "
-                "the adapter is for another base."
-            )
-        if self.shapes[name] != shape:
-            raise InvalidAdapter(
-                f"{self._adapter.folder} changes {name!r} as {list(shape)}, in {self.folder} it is "
-                f"{list(self.shapes[name])}; the adapter is for another base, or adds tokens, "
-                "which is not supported."
-            )
+        adapter.check(self.shapes)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One merged tensor, in the precision of what was trained, rounded once."""

@@ -15,6 +15,7 @@ import llama_cpp as C
 import numpy as np
 
 from .errors import ExportError, InvalidBase
+from .progress import Report, silent
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
@@ -51,9 +52,12 @@ class Model:
     Args:
         exact: keep keys and values in float32 and use no flash attention, so that what differs from
             another program is the model.
+        lora: a GGUF adapter to put on top.
     """
 
-    def __init__(self, path: Path, exact: bool = False, n_threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, exact: bool = False, n_threads: int | None = None, lora: Path | None = None
+    ) -> None:
         self.path = path
         with ExitStack() as stack:
             params = C.llama_model_default_params()
@@ -64,6 +68,8 @@ class Model:
             stack.callback(C.llama_model_free, self._model)
             self._context = self._open(exact, n_threads or os.cpu_count() or 1)
             stack.callback(C.llama_free, self._context)
+            if lora:
+                self._apply(lora)
             self._vocab = C.llama_model_get_vocab(self._model)
             self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
             self.add_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
@@ -84,6 +90,13 @@ class Model:
         if not context:
             raise InvalidBase(f"llama.cpp cannot run {self.path}: {_reason()}.")
         return context
+
+    def _apply(self, lora: Path) -> None:
+        adapter = C.llama_adapter_lora_init(self._model, os.fsencode(lora))  # freed with the model
+        if not adapter:
+            raise InvalidBase(f"llama.cpp cannot load {lora}: {_reason()}.")
+        adapters, scales = (C.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        C.llama_set_adapters_lora(self._context, adapters, 1, scales)
 
     def __enter__(self) -> Model:
         return self
@@ -126,10 +139,10 @@ def quantize(
     target: Path,
     types: Mapping[str, str],
     importance: Mapping[str, Array] | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Report = silent,
     n_threads: int | None = None,
 ) -> None:
-    """Write `source` with its matrices in other types.
+    """Write `source` with its matrices in other types. `target` appears under its name when it is complete.
 
     Args:
         types: the type of every matrix by its name, such as "Q4_0"; what is not named stays as it is.
@@ -157,16 +170,21 @@ def quantize(
             slot.data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = entries
     _listen()
-    with _listening(on_progress):
-        status = C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
-    if status != 0:
-        raise ExportError(f"{source} cannot be quantized: {_reason()}.")
+    partial = target.with_suffix(".partial")
+    try:
+        with _listening(on_progress):
+            status = C.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
+        if status != 0:
+            raise ExportError(f"{source} cannot be quantized: {_reason()}.")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _listening:
     """Hears which tensor llama.cpp works on; it says so in its log only."""
 
-    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(self, on_progress: Report) -> None:
         self._on_progress = on_progress
 
     def __enter__(self) -> None:

@@ -18,6 +18,7 @@ import torch
 from .compare import Difference
 from .errors import GateFailed
 from .native import N_CTX, Model, quantize
+from .progress import Report, silent
 from .reference import Reference
 
 MIN_TOP1 = 0.99
@@ -95,7 +96,7 @@ def check(
     model: Model,
     texts: Sequence[str],
     n_tokens: int = 4096,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Report = silent,
 ) -> Parity:
     """Compare `model` with `reference` on `texts`.
 
@@ -182,7 +183,7 @@ def _same_logits(
     texts: Sequence[str],
     n_tokens: int,
     found: Parity,
-    on_progress: Callable[[int, int], None],
+    on_progress: Report,
 ) -> None:
     difference = Difference()
     for tokens in windows(reference.tokenize, texts, n_tokens):

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,8 @@ from .errors import ExportError, InvalidBase
 from .families import Family
 from .merge import Adapter, Merged
 from .native import Model, quantize
-from .progress import Progress
+from .progress import Progress, Report
+from .provenance import MEASURED, Provenance, read_provenance, stamp
 from .text import Row, read_rows
 from .unpack import unpack
 from .vocabulary import read_vocabulary
@@ -36,6 +36,8 @@ class Options:
 
     Attributes:
         base: a folder in Hugging Face's form, or a GGUF file.
+        hub_name: of the base, if it comes from the hub.
+        command: what was typed, for the card.
         skip: gates that are not run: "parity", "retention".
     """
 
@@ -44,9 +46,11 @@ class Options:
     calibration: Path | None
     evaluation: Path | None
     adapter: Path | None = None
+    hub_name: str | None = None
     target: str = "cpu"
     keep_bf16: bool = False
     skip: frozenset[str] = frozenset()
+    command: str = ""
 
 
 class Export:
@@ -77,30 +81,35 @@ class Export:
         family = Family.of(checkpoint.config)
         vocabulary = read_vocabulary(base, family.n_vocab, checkpoint.config)
         self._check_space(plan(weights, family), weights.shapes)
-        facts = self._facts(checkpoint)
+        provenance = read_provenance(base, checkpoint.config, self.options.hub_name, adapter)
         bf16, four = self.work / "bf16.gguf", self.work / "4bit.gguf"
-
-        with self._step("convert", bf16, base, self.options.adapter) as report:
-            if report:
-                convert(weights, family, vocabulary, facts, bf16, report)
         reference = _Lazy(base, self.options.adapter)
+
+        self._step(
+            "convert",
+            bf16,
+            [base, self.options.adapter, provenance],
+            lambda report: convert(weights, family, vocabulary, provenance, bf16, report),
+        )
         found = {"parity": self._gate("parity", [bf16], lambda report: self._parity(reference, bf16, report))}
         importance = self._importance(reference, family)
         reference.drop()
+        means = importance.means if importance else None
         types = self.recipe.types(
             {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(bf16).tensors}
         )
-        with self._step("quantize", four, bf16, self.work / "imatrix.gguf", types) as report:
-            if report:
-                partial = four.with_suffix(".partial")
-                quantize(bf16, partial, types, importance.means if importance else None, report)
-                partial.replace(four)
+        self._step(
+            "quantize",
+            four,
+            [bf16, self.work / "imatrix.gguf", types],
+            lambda report: quantize(bf16, four, types, means, report),
+        )
         found["retention"] = self._gate(
             "retention",
             [bf16, four, vars(self.recipe.gates)],
             lambda report: self._retention(bf16, four, report),
         )
-        return self._finish(family, bf16, four, types, found, facts["name"])
+        return self._finish(family, bf16, four, types, found, provenance)
 
     # -- steps
 
@@ -109,93 +118,127 @@ class Export:
         if base.is_dir():
             return base
         if not base.is_file():
-            raise InvalidBase(f"{base} does not exist; --base takes a model folder or a GGUF file.")
+            raise InvalidBase(
+                f"{base} does not exist; --base takes a model folder, a GGUF file, or a name on the hub."
+            )
         folder = self.work / "base"
-        with self._step("unpack", folder / "model.safetensors.index.json", base) as report:
-            if report:
-                unpack(base, folder, report)
+        self._step(
+            "unpack",
+            folder / "model.safetensors.index.json",
+            [base],
+            lambda report: unpack(base, folder, report),
+        )
         return folder
 
-    def _parity(self, reference: _Lazy, bf16: Path, report: Callable[[int, int], None]) -> Any:
+    def _parity(self, reference: _Lazy, bf16: Path, report: Report) -> Any:
         with parity.opened(bf16, reference.get) as model:
             return parity.check(
                 reference.get, model, [row.text for row in self._evaluation], on_progress=report
             )
 
     def _importance(self, reference: _Lazy, family: Family) -> imatrix.Importance | None:
-        if not self._calibration:
+        source = self.options.calibration
+        if not source:
             return None
         path = self.work / "imatrix.gguf"
-        with self._step("imatrix", path, self.work / "bf16.gguf", self.options.calibration) as report:
-            if report:
-                texts = parity.windows(
-                    reference.get.tokenize,
-                    [row.text for row in spread(self._calibration)],
-                    CALIBRATION_TOKENS,
-                )
-                assert self.options.calibration
-                found = imatrix.collect(
-                    reference.get.model, family, texts, [self.options.calibration.name], report
-                )
-                imatrix.save(found, path)
+
+        def collect(report: Report) -> None:
+            rows = [row.text for row in spread(self._calibration)]
+            texts = parity.windows(reference.get.tokenize, rows, CALIBRATION_TOKENS)
+            imatrix.save(imatrix.collect(reference.get.model, family, texts, [source.name], report), path)
+
+        self._step("imatrix", path, [self.work / "bf16.gguf", source], collect)
         return imatrix.load(path)
 
-    def _retention(self, bf16: Path, four: Path, report: Callable[[int, int], None]) -> Any:
+    def _retention(self, bf16: Path, four: Path, report: Report) -> Any:
         with Model(bf16) as before, Model(four) as after:
             return retention.check(before, after, self._evaluation, self.recipe.gates, on_progress=report)
 
     def _finish(
-        self, family: Family, bf16: Path, four: Path, types: dict[str, str], found: dict[str, Any], name: str
+        self,
+        family: Family,
+        bf16: Path,
+        four: Path,
+        types: dict[str, str],
+        found: dict[str, Any],
+        provenance: Provenance,
     ) -> dict[str, Any]:
         out = self.options.out
+        measured = {
+            name: found[gate][value]
+            for name in MEASURED
+            for gate, _, value in [name.partition(".")]
+            if found[gate]
+        }
+        products = {"model": four}
+        if self.options.keep_bf16:
+            products["model-bf16"] = self.work / "kept.gguf"
+            shutil.copyfile(bf16, products["model-bf16"])
+        for path in products.values():
+            stamp(path, measured)
         with self.progress.step("card") as report:
-            size = four.stat().st_size
             described = {
                 "format": card.FORMAT,
-                "name": name,
-                "base": str(self.options.base.name),
-                "adapter": self.options.adapter.name if self.options.adapter else None,
+                "name": provenance.name,
+                "license": provenance.license,
+                "languages": provenance.languages,
+                "base": provenance.base,
+                "adapter": provenance.adapter,
+                "sources": self._sources(),
                 "recipe": self.recipe.name,
                 "types": types,
                 "file": {
-                    "bytes": size,
+                    "bytes": four.stat().st_size,
                     "sha256": card.sha256(four, report),
                     "bf16_bytes": bf16.stat().st_size,
                 },
-                "memory_bytes_by_context": card.memory(family, size),
+                "memory_bytes_by_context": card.memory(family, four.stat().st_size),
                 **found,
+                "probes": card.probes(four, parity.CORPUS),
+                "commands": card.COMMANDS | {"export": self.options.command},
                 "versions": card.versions(),
             }
-        if self.options.keep_bf16:
-            shutil.copyfile(bf16, out / "model-bf16.partial")
-            (out / "model-bf16.partial").replace(out / "model-bf16.gguf")
         # The card first: a model without one could be mistaken for another.
         card.write(out / "model.json", described)
-        four.replace(out / "model.gguf")
+        for name, path in products.items():
+            path.replace(out / f"{name}.gguf")
         shutil.rmtree(self.work)
         return described
 
+    def _sources(self) -> dict[str, Any]:
+        """SHA-256 of what the model was made from."""
+        given = {
+            "base": self.options.base,
+            "adapter": self.options.adapter,
+            "calibration": self.options.calibration,
+            "evaluation": self.options.evaluation,
+        }
+        with self.progress.step("sources") as report:
+            return {name: card.digests(path, report) for name, path in given.items() if path}
+
     # -- remembering
 
-    @contextmanager
-    def _step(self, name: str, product: Path, *inputs: Any) -> Iterator[Callable[[int, int], None] | None]:
-        """Gives a function for progress if the step has to be done, None if its product is there."""
+    def _step(self, name: str, product: Path, inputs: list[Any], make: Callable[[Report], None]) -> None:
+        """Make `product`, unless it is there and was made from the same inputs."""
         key = _key(name, inputs)
         if product.exists() and self._known.get(name) == key:
             self.progress.skipped(name)
-            yield None
             return
         with self.progress.step(name) as report:
-            yield report
-        self._remember(name, key)
+            make(report)
+        self._known[name] = key
+        card.write(self.work / "done.json", self._known)
 
-    def _gate(self, name: str, inputs: list[Any], check: Callable[[Callable[[int, int], None]], Any]) -> Any:
+    def _gate(self, name: str, inputs: list[Any], check: Callable[[Report], Any]) -> Any:
         if name in self.options.skip:
             return None
         path = self.work / f"{name}.json"
-        with self._step(name, path, *inputs, self.options.evaluation) as report:
-            if report:
-                card.write(path, check(report).as_json())
+        self._step(
+            name,
+            path,
+            [*inputs, self.options.evaluation],
+            lambda report: card.write(path, check(report).as_json()),
+        )
         return json.loads(path.read_text("utf-8"))
 
     @cached_property
@@ -205,20 +248,6 @@ class Export:
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
-
-    def _remember(self, name: str, key: str) -> None:
-        self._known[name] = key
-        card.write(self.work / "done.json", self._known)
-
-    # -- facts
-
-    def _facts(self, checkpoint: Checkpoint) -> dict[str, str]:
-        base = Path(str(checkpoint.config.get("_name_or_path") or self.options.base.stem)).name
-        facts = {"name": base, "type": "model"}
-        if self.options.adapter:
-            facts["name"] = f"{base} + {self.options.adapter.name}"
-            facts["finetune"] = self.options.adapter.name
-        return facts
 
     def _check_space(self, names: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
         count = sum(math.prod(shapes[name]) for name in names)
@@ -258,7 +287,7 @@ def spread(rows: list[Row]) -> list[Row]:
     return [rows[i * step % len(rows)] for i in range(len(rows))]
 
 
-def _key(name: str, inputs: tuple[Any, ...]) -> str:
+def _key(name: str, inputs: list[Any]) -> str:
     parts = [name]
     for given in inputs:
         files = sorted(given.iterdir()) if isinstance(given, Path) and given.is_dir() else [given]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
+
+# Called with what is done, and the total.
+Report: TypeAlias = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """A Report to nobody."""
 
 
 class Progress:
-    """Tells nobody. `step` is a context; inside, call what it gives with what is done and the total."""
+    """Tells nobody. `step` is a context that gives a Report."""
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: None
+    def step(self, name: str) -> Iterator[Report]:
+        yield silent
 
     def skipped(self, name: str) -> None:
         """A step whose result is there already."""

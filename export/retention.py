@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from .compare import Difference
 from .errors import GateFailed
 from .native import N_CTX, Model
 from .parity import windows
+from .progress import Report, silent
 from .recipe import Gates
 from .text import Row
 
@@ -52,7 +53,7 @@ def check(
     gates: Gates,
     n_tokens: int = 16_384,
     n_questions: int = 100,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Report = silent,
 ) -> Retention:
     """Compare on `rows`.
 

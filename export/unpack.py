@@ -7,40 +7,55 @@ it other token ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
+from huggingface_hub import metadata_save
 from safetensors.torch import save_file
 
 from .errors import InvalidBase
 from .families import ARCHITECTURES, HEAD, Family
+from .progress import Report, silent
 from .vocabulary import PRE_TOKENIZERS
 
 SHARD_BYTES = 1 << 30
 
 
-def unpack(
-    source: Path, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> None:
+def unpack(source: Path, folder: Path, on_progress: Report = silent) -> None:
     """Write config, tokenizer and BF16 weights of `source` into `folder`.
 
     Raises:
         InvalidBase: it is no GGUF, or of a family that is not supported.
     """
+    reader, values, config = _read(source)
+    family = Family.of(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", config)
+    told = {"license": values.get("general.license"), "language": values.get("general.languages")}
+    metadata_save(folder / "README.md", {key: value for key, value in told.items() if value})
+    _write_tokenizer(folder, source, values)
+    _write_weights(folder, reader, family, on_progress)
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """What config.json would say.
+
+    Raises:
+        InvalidBase: it is no GGUF, or of a family that is not supported.
+    """
+    return _read(source)[2]
+
+
+def _read(source: Path) -> tuple[gguf.GGUFReader, dict[str, Any], dict[str, Any]]:
     try:
         reader = gguf.GGUFReader(source)
     except (OSError, ValueError, IndexError) as error:
         raise InvalidBase(f"{source} cannot be read as GGUF ({error}); download it again.") from None
     values = {name: field.contents() for name, field in reader.fields.items()}
-    config = _config(source, values, {t.name for t in reader.tensors})
-    family = Family.of(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", config)
-    _write_tokenizer(folder, source, values)
-    _write_weights(folder, reader, family, on_progress)
+    return reader, values, _config(source, values, {t.name for t in reader.tensors})
 
 
 def _config(source: Path, values: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
@@ -147,9 +162,7 @@ def _begin_with(text: str, token: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_weights(
-    folder: Path, reader: gguf.GGUFReader, family: Family, on_progress: Callable[[int, int], None]
-) -> None:
+def _write_weights(folder: Path, reader: gguf.GGUFReader, family: Family, on_progress: Report) -> None:
     stored = {tensor.name: tensor for tensor in reader.tensors}
     names = [n for n in (*family.shapes(), HEAD) if family.tensor_name(n) in stored]
     where: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,15 +18,24 @@ import torch
 
 from export import parity
 from export.checkpoint import Checkpoint
+from export.compare import Difference
 from export.convert import convert
 from export.errors import GateFailed, InvalidBase
 from export.families import Family
+from export.hub import locate
 from export.merge import Adapter, Merged
+from export.native import Model, quantize
+from export.pipeline import Export, Options
+from export.progress import Progress
+from export.provenance import Provenance, read_provenance, stamped
 from export.reference import Reference
 from export.unpack import unpack
 from export.vocabulary import Vocabulary, read_vocabulary
 from tests import tiny_checkpoint
+from tests.hub import Hub
 from tests.tiny_checkpoint import FAMILIES, TEXT
+
+ORIGIN = Provenance("t", "apache-2.0", ("en", "fr"))
 
 
 @dataclass
@@ -62,9 +72,7 @@ def gate(
     made: Made, path: Path, weights: Any = None, family: Any = None, vocabulary: Any = None
 ) -> parity.Parity:
     """Convert, with faults in it where given, and compare with the model as it was trained."""
-    convert(
-        weights or made.weights, family or made.family, vocabulary or made.vocabulary, {"name": "t"}, path
-    )
+    convert(weights or made.weights, family or made.family, vocabulary or made.vocabulary, ORIGIN, path)
     with parity.opened(path, made.reference) as model:
         return parity.check(made.reference, model, TEXT, n_tokens=400)
 
@@ -198,6 +206,17 @@ def loose_recipe(path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exported(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and its card."""
+    folder = tmp_path_factory.mktemp("exported")
+    out = folder / "out"
+    Export(
+        Options(made("smollm").base, out, None, None, skip=frozenset({"parity", "retention"})), Progress()
+    ).run()
+    return out
+
+
 def test_the_command_leaves_a_model_and_its_card(made: Any, tmp_path: Path) -> None:
     this = made("smollm")
     out, rows = tmp_path / "out", texts(tmp_path / "rows.jsonl")
@@ -211,6 +230,14 @@ def test_the_command_leaves_a_model_and_its_card(made: Any, tmp_path: Path) -> N
     assert card["parity"]["problems"] == [] and card["retention"]["n_positions"] > 100
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out / "model.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == "Q4_0" and kinds["token_embd.weight"] == "Q8_0"
+    assert stamped(out / "model.gguf") == {
+        "parity.top1": pytest.approx(card["parity"]["top1"]),
+        "parity.mean_kl": pytest.approx(card["parity"]["mean_kl"], abs=1e-9),
+        "retention.perplexity_ratio": pytest.approx(card["retention"]["perplexity_ratio"]),
+        "retention.mean_kl": pytest.approx(card["retention"]["mean_kl"]),
+    }
+    assert stamped(out / "model-bf16.gguf") == stamped(out / "model.gguf")
+    assert set(card["sources"]) == {"base", "adapter", "calibration", "evaluation"}
     assert export("verify", out / "model.gguf").returncode == 0
     with (out / "model.gguf").open("r+b") as file:
         file.seek(-10, 2)
@@ -243,15 +270,108 @@ def test_a_gguf_as_base_is_the_same_model(made: Any, tmp_path: Path, name: str) 
     """Converted, unpacked and converted again: the same tensors and the same tokenizer."""
     this = made(name)
     first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
-    convert(this.weights, this.family, this.vocabulary, {"name": "t"}, first)
+    convert(this.weights, this.family, this.vocabulary, ORIGIN, first)
     unpack(first, tmp_path / "folder")
     again = Checkpoint(tmp_path / "folder")
     family = Family.of(again.config)
-    convert(again, family, read_vocabulary(again.folder, family.n_vocab, again.config), {"name": "t"}, second)
+    vocabulary = read_vocabulary(again.folder, family.n_vocab, again.config)
+    convert(again, family, vocabulary, read_provenance(again.folder, again.config, None, None), second)
     a, b = gguf.GGUFReader(first), gguf.GGUFReader(second)
     assert [t.name for t in a.tensors] == [t.name for t in b.tensors]
     assert all((x.data == y.data).all() for x, y in zip(a.tensors, b.tensors))
-    assert {k: f.contents() for k, f in a.fields.items()} == {k: f.contents() for k, f in b.fields.items()}
+    # Equal as text: what will be measured is still NaN.
+    assert [(k, repr(f.contents())) for k, f in sorted(a.fields.items())] == [
+        (k, repr(f.contents())) for k, f in sorted(b.fields.items())
+    ]
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "alpha_pattern": {"v_proj": 3}}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_adapter_as_a_file_of_its_own(made: Any, tmp_path: Path, name: str, settings: Any) -> None:
+    """The base's GGUF with the adapter's beside it is the trained model, too."""
+    this = made(name)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
+    folder = tiny_checkpoint.write_adapter(
+        tmp_path / "adapter", this.base, target_modules=modules, r=8, **settings
+    )
+    base, file = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
+    convert(Checkpoint(this.base), this.family, this.vocabulary, ORIGIN, base)
+    run = export("lora", "--base", base if this.family.rope["type"] == "default" else this.base,
+                 "--adapter", folder, "--out", file)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    reference = Reference(this.base, folder)
+    expanded = tmp_path / "base-f32.gguf"
+    quantize(base, expanded, {t.name: "F32" for t in gguf.GGUFReader(base).tensors if len(t.shape) > 1})
+    apart = []
+    for lora in (file, None):
+        difference = Difference()
+        with Model(expanded, exact=True, lora=lora) as model:
+            for tokens in parity.windows(reference.tokenize, TEXT, 400):
+                theirs = reference.logits(tokens)
+                difference.add(tokens, theirs, model.logits(tokens)[:, : theirs.shape[1]])
+        apart.append(difference.mean_kl)
+    assert apart[0] < 1e-4 and apart[1] > 0.1
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}])
+def test_what_an_adapter_file_cannot_hold_is_refused(made: Any, tmp_path: Path, settings: Any) -> None:
+    this = made("smollm")
+    folder = tiny_checkpoint.write_adapter(tmp_path / "adapter", this.base, **settings)
+    run = export("lora", "--base", this.base, "--adapter", folder, "--out", tmp_path / "a.gguf")
+    assert run.returncode == 1 and "lm_head" in run.stderr and "Traceback" not in run.stderr
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_base_by_its_name_on_the_hub(made: Any, hub: Hub, tmp_path: Path) -> None:
+    base = made("qwen2").base
+    hub.repositories["clinic/tiny"] = {p.name: p.read_bytes() for p in base.iterdir()} | {
+        "README.md": b"---\nlicense: mit\nlanguage: en\n---\nA card.\n",
+        "pytorch_model.bin": b"not wanted",
+    }
+    path, name = locate("clinic/tiny")
+    options = Options(
+        path, tmp_path / "out", None, None, hub_name=name, skip=frozenset({"parity", "retention"})
+    )
+    card = Export(options, Progress()).run()
+    assert (card["base"], card["name"]) == ("clinic/tiny", "tiny")
+    assert (card["license"], card["languages"]) == ("mit", ("en",))
+    fields = gguf.GGUFReader(tmp_path / "out/model.gguf").fields
+    assert fields["general.license"].contents() == "mit"
+    assert fields["general.base_model.0.repo_url"].contents() == "https://huggingface.co/clinic/tiny"
+    assert not any("pytorch_model.bin" in asked for asked in hub.asked)
+    hub.close()  # from now on the cache
+    assert locate("clinic/tiny")[0].is_dir()
+    with pytest.raises(InvalidBase, match="connection"):
+        locate("clinic/other")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda card: card["types"].update({"blk.0.attn_q.weight": "Q8_0"}), "attn_q.weight is Q4_0"),
+        (lambda card: card["probes"][0].update(nll=1.0), "nats a token"),
+        (lambda card: card["probes"][1].update(tokens=[1, 2]), "other tokens"),
+        (lambda card: card.pop("probes"), "no card of an export"),
+    ],
+)
+def test_verifying_again_on_a_machine_without_torch(
+    exported: Path, tmp_path: Path, change: Any, said: str
+) -> None:
+    shutil.copytree(exported, tmp_path / "out")
+    model = tmp_path / "out/model.gguf"
+    without = "import sys; sys.modules['torch'] = None; from export.__main__ import app; app()"
+
+    def verify() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", without, "verify", str(model)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert verify().returncode == 0, verify().stderr
+    card = json.loads(model.with_suffix(".json").read_text())
+    change(card)
+    model.with_suffix(".json").write_text(json.dumps(card))
+    again = verify()
+    assert again.returncode == 1 and said in " ".join(again.stderr.split()), again.stderr
+    assert "Traceback" not in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -279,5 +399,5 @@ def test_weights_that_are_not_numbers_are_refused(made: Any, tmp_path: Path) -> 
     this = made("qwen2")
     broken = Changed(this.weights, lambda n, t: t * float("nan") if n == "model.norm.weight" else t)
     with pytest.raises(InvalidBase, match=r"model\.norm\.weight.*NaN"):
-        convert(broken, this.family, this.vocabulary, {"name": "t"}, tmp_path / "model.gguf")
+        convert(broken, this.family, this.vocabulary, ORIGIN, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())

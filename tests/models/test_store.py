@@ -2,98 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
-import huggingface_hub.hf_api
 import pytest
 
 from edge_runtime.errors import InvalidModel
 from edge_runtime.models import gguf, store
-
-COMMIT = "c0ffee" * 6 + "abcd"
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the hub as a download needs."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.repositories: dict[str, dict[str, bytes]] = {}
-        self.asked: list[str] = []
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/?]+)(/revision/\w+)?(\?.*)?", self.path):
-            files = self.server.repositories.get(match[1])
-            if files is None:
-                self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            else:
-                siblings = [{"rfilename": name} for name in files]
-                record = {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": siblings}
-                self._send(200, json.dumps(record).encode(), {"Content-Type": "application/json"})
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/\w+/(.+)", self.path):
-            content = self.server.repositories.get(match[1], {}).get(match[2])
-            if content is None:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            else:
-                tag = hashlib.sha256(content).hexdigest()
-                self._send(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
-        else:
-            self._send(404, b"")
-
-    do_HEAD = do_GET
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *values: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub that huggingface_hub talks to, with a cache of its own."""
-    server = Hub()
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    yield server
-    server.close()
+from tests.hub import Hub
 
 
 @pytest.fixture
