@@ -49,6 +49,20 @@ def export(
     target: Annotated[
         str, typer.Option(help="cpu, cuda, jetson, or a recipe of your own: FILE.toml.")
     ] = "cpu",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="plain: the target's own types. auto: more bits where they are measured to matter most."
+        ),
+    ] = "plain",
+    bits: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Budget in bits a weight, such as 4.8; with --recipe auto.", min=1, max=16),
+    ] = None,
+    max_bytes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Budget for the file in bytes; with --recipe auto.", min=1),
+    ] = None,
     folder: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", help="Where model.gguf and model.json go."),
@@ -71,16 +85,34 @@ def export(
             )
         if unknown := set(skip) - {"parity", "retention"}:
             raise ExportError(f"--skip {min(unknown)}: no such gate; there are parity and retention.")
+        if recipe not in ("plain", "auto"):
+            raise ExportError(f"--recipe {recipe}: there are plain and auto; your own file goes to --target.")
+        if recipe == "plain" and (bits or max_bytes):
+            raise ExportError(f"{'--bits' if bits else '--max-bytes'} needs --recipe auto.")
+        if bits and max_bytes:
+            raise ExportError("--bits and --max-bytes are two budgets; give one.")
+        from .budget import Budget
         from .hub import locate
         from .pipeline import Export, Options
 
         path, hub_name = locate(base)
         options = Options(
-            path, folder, calibration, evaluation, adapter, hub_name, target, keep_bf16, frozenset(skip),
-            shlex.join(["python", "-m", "export", *sys.argv[1:]]),
-        )  # fmt: skip
+            base=path,
+            out=folder,
+            calibration=calibration,
+            evaluation=evaluation,
+            adapter=adapter,
+            hub_name=hub_name,
+            target=target,
+            budget=Budget(max_bytes, bits) if recipe == "auto" else None,
+            keep_bf16=keep_bf16,
+            skip=frozenset(skip),
+            command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
+        )
         with Display() as display:
             card = Export(options, display).run()
+        if card["choices"]:
+            out.print(reasons(card["choices"]))
         out.print(summary(card, folder))
 
 
@@ -159,6 +191,22 @@ def sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("Interrupted; the same command goes on where this one was.", highlight=False)
         raise typer.Exit(130) from None
+
+
+def reasons(choices: list[dict[str, Any]]) -> Table:
+    """Which matrices got which type, and why: the most sensitive first."""
+    table = Table("matrices", "type", "MB", "smallest", "its KL", "left", box=None, pad_edge=False)
+    for choice in sorted(choices, key=lambda choice: -choice["kl_of_smallest"]):
+        raised = choice["type"] != choice["smallest"]
+        table.add_row(
+            choice["group"],
+            f"[bold]{choice['type']}[/]" if raised else choice["type"],
+            f"{choice['bytes'] / 1e6:.2f}",
+            choice["smallest"],
+            f"{choice['kl_of_smallest']:.5f}",
+            f"{choice['kl_expected']:.5f}",
+        )
+    return table
 
 
 def summary(card: dict[str, Any], folder: Path) -> Table:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
-import numpy as np
 
 from .errors import ExportError, GateFailed
 from .native import N_CTX, Model
@@ -55,10 +54,7 @@ def probes(model: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _nll(model: Model, tokens: list[int]) -> float:
-    rows = model.logits(tokens)[:-1].astype(np.float64)
-    peak = rows.max(-1)
-    sums = peak + np.log(np.exp(rows - peak[:, None]).sum(-1))
-    return float((sums - rows[np.arange(len(tokens) - 1), tokens[1:]]).mean())
+    return -model.log_likelihoods(tokens[:1], [tokens[1:]])[0]
 
 
 def versions() -> dict[str, str | None]:
@@ -77,7 +73,7 @@ def memory(family: Family, model_bytes: int) -> dict[str, int]:
     return {str(n): model_bytes + n * per_token for n in CONTEXTS if n <= family.n_ctx}
 
 
-def write(path: Path, card: dict[str, Any]) -> None:
+def write(path: Path, card: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(path)

@@ -182,6 +182,17 @@ class Family:
         return (1 / ((1 - blend) / factor + blend)).float()
 
 
+def plain_name(path: str) -> str | None:
+    """The checkpoint's name of a parameter or module of a loaded model, without what peft puts around it.
+
+    None for what peft adds, and for what it has replaced.
+    """
+    path = path.removeprefix("base_model.model.")
+    if ".lora_" in path or ".original_module" in path:
+        return None
+    return path.replace(".base_layer", "").replace(".modules_to_save.default", "")
+
+
 class _Attributes:
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .errors import ExportError
-from .families import Family
+from .families import Family, plain_name
 from .progress import Report, silent
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
@@ -78,12 +78,12 @@ def collect(
 
 def _gguf_name(path: str, module: Any, family: Family) -> str | None:
     """The matrix that a module multiplies with; None if it is no linear layer of the base."""
-    if not isinstance(module, torch.nn.Linear) or ".lora_" in path:
+    name = plain_name(path)
+    if not isinstance(module, torch.nn.Linear) or not name:
         return None
-    path = path.removeprefix("base_model.model.").removesuffix(".base_layer")
-    if path == "lm_head" and family.tied:
+    if name == "lm_head" and family.tied:
         return "token_embd.weight"  # the head is the embedding once more
-    return family.tensor_name(f"{path}.weight")
+    return family.tensor_name(f"{name}.weight")
 
 
 def save(importance: Importance, path: Path) -> None:

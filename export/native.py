@@ -7,12 +7,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import gguf
 import llama_cpp as C
 import numpy as np
+from llama_cpp._ctypes_extensions import load_shared_library
 
 from .errors import ExportError, InvalidBase
 from .progress import Report, silent
@@ -22,6 +25,8 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 log = logging.getLogger("medge.export")
 
 N_CTX = 512
+# Continuations of one text at a time.
+N_SEQ = 8
 
 _said: list[str] = []
 _listener: Callable[[str], None] | None = None
@@ -38,6 +43,13 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
 
 
 C.llama_backend_init()
+
+_ggml = load_shared_library("ggml-base", Path(C.__file__).parent / "lib")
+_ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+_ggml.ggml_quantize_chunk.argtypes = [
+    ctypes.c_int, ctypes.POINTER(ctypes.c_float), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+    ctypes.c_int64, ctypes.POINTER(ctypes.c_float),
+]  # fmt: skip
 
 
 def _listen() -> None:
@@ -82,6 +94,7 @@ class Model:
     def _open(self, exact: bool, n_threads: int) -> Any:
         params = C.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = N_CTX
+        params.n_seq_max, params.kv_unified = N_SEQ, True
         params.n_threads = params.n_threads_batch = n_threads
         if exact:
             params.type_k = params.type_v = C.GGML_TYPE_F32
@@ -114,23 +127,50 @@ class Model:
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """What the model expects after each token: shape (len(tokens), n_vocab), at most N_CTX of them."""
-        n = len(tokens)
+        return self._decode([(token, i, (0,), True) for i, token in enumerate(tokens)])
+
+    def log_likelihoods(self, text: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """How likely each continuation of `text` is: nats a token. `text` is read once for all.
+
+        Args:
+            continuations: at most N_SEQ, none empty; with `text` at most N_CTX tokens.
+        """
+        everyone = tuple(range(len(continuations)))
+        entries = [(token, i, everyone, i == len(text) - 1) for i, token in enumerate(text)]
+        for number, tokens in enumerate(continuations):
+            entries += [(token, len(text) + i, (number,), True) for i, token in enumerate(tokens[:-1])]
+        rows = self._decode(entries).astype(np.float64)
+        first, found = 1, []
+        for tokens in continuations:
+            expected = np.concatenate([rows[:1], rows[first : first + len(tokens) - 1]])
+            first += len(tokens) - 1
+            peak = expected.max(-1, keepdims=True)
+            sums = peak[:, 0] + np.log(np.exp(expected - peak).sum(-1))
+            found.append(float((expected[np.arange(len(tokens)), list(tokens)] - sums).mean()))
+        return found
+
+    def _decode(self, entries: Sequence[tuple[int, int, tuple[int, ...], bool]]) -> Array:
+        """Logits after those of `entries` (token, position, sequences, whether wanted) that are wanted."""
+        n = len(entries)
         if not 0 < n <= N_CTX:
             raise ValueError(f"{n} tokens; 1 to {N_CTX} are possible")
         C.llama_memory_clear(C.llama_get_memory(self._context), True)
-        batch = C.llama_batch_init(n, 0, 1)
+        batch = C.llama_batch_init(n, 0, N_SEQ)
         try:
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i] = token, i
-                batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+            for i, (token, position, sequences, wanted) in enumerate(entries):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+                batch.n_seq_id[i] = len(sequences)
+                for at, sequence in enumerate(sequences):
+                    batch.seq_id[i][at] = sequence
             batch.n_tokens = n
             status = C.llama_decode(self._context, batch)
         finally:
             C.llama_batch_free(batch)
         if status != 0:
             raise ExportError(f"llama.cpp cannot decode with {self.path}: status {status}, {_reason()}.")
+        n_wanted = sum(wanted for *_, wanted in entries)
         pointer = C.llama_get_logits(self._context)
-        rows: Array = np.ctypeslib.as_array(pointer, shape=(n, self.n_vocab)).copy()
+        rows: Array = np.ctypeslib.as_array(pointer, shape=(n_wanted, self.n_vocab)).copy()
         return rows
 
 
@@ -179,6 +219,38 @@ def quantize(
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def rounded(values: Array, kind: str, importance: Array | None = None) -> Array:
+    """What a weight type makes of a matrix: quantized as `quantize` does, and expanded again.
+
+    Args:
+        values: shape (rows, row length).
+        importance: mean squares of the inputs: shape (row length,).
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    n_rows, n_row = values.shape
+    weights = None
+    if importance is not None:
+        weights = np.ascontiguousarray(importance, dtype=np.float32)
+    code = getattr(C, f"GGML_TYPE_{kind}")
+    packed = np.empty(gguf.quant_shape_to_byte_shape(values.shape, gguf.GGMLQuantizationType[kind]), np.uint8)
+
+    def part(start: int) -> None:
+        _ggml.ggml_quantize_chunk(
+            code, _pointer(values), packed.ctypes.data, start * n_row, min(step, n_rows - start), n_row,
+            None if weights is None else _pointer(weights),
+        )  # fmt: skip
+
+    step = -(-n_rows // (os.cpu_count() or 1))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(part, range(0, n_rows, step)))
+    expanded: Array = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[kind])
+    return expanded
+
+
+def _pointer(values: Array) -> Any:
+    return values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
 class _listening:

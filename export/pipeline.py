@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,7 +15,8 @@ from typing import Any
 
 import gguf
 
-from . import card, imatrix, parity, recipe, retention
+from . import budget, card, imatrix, parity, recipe, retention
+from .budget import Budget
 from .checkpoint import Checkpoint
 from .convert import convert, plan
 from .errors import ExportError, InvalidBase
@@ -28,6 +30,7 @@ from .unpack import unpack
 from .vocabulary import read_vocabulary
 
 CALIBRATION_TOKENS = 32_768
+SENSITIVITY_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
     Attributes:
         base: a folder in Hugging Face's form, or a GGUF file.
         hub_name: of the base, if it comes from the hub.
+        budget: choose the types by what was measured, within it.
         command: what was typed, for the card.
         skip: gates that are not run: "parity", "retention".
     """
@@ -48,6 +52,7 @@ class Options:
     adapter: Path | None = None
     hub_name: str | None = None
     target: str = "cpu"
+    budget: Budget | None = None
     keep_bf16: bool = False
     skip: frozenset[str] = frozenset()
     command: str = ""
@@ -67,6 +72,8 @@ class Export:
             raise ExportError(
                 "--eval FILE is needed for the gates; or skip them with --skip parity --skip retention."
             )
+        if options.budget and not self._calibration:
+            raise ExportError("--recipe auto measures on --calibration FILE; name one.")
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,11 +100,10 @@ class Export:
         )
         found = {"parity": self._gate("parity", [bf16], lambda report: self._parity(reference, bf16, report))}
         importance = self._importance(reference, family)
+        choices = self._choices(reference, family, bf16, importance) if self.options.budget else None
         reference.drop()
         means = importance.means if importance else None
-        types = self.recipe.types(
-            {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(bf16).tensors}
-        )
+        types = budget.types(choices) if choices else self.recipe.types(shapes_of(bf16))
         self._step(
             "quantize",
             four,
@@ -109,6 +115,7 @@ class Export:
             [bf16, four, vars(self.recipe.gates)],
             lambda report: self._retention(bf16, four, report),
         )
+        found["choices"] = [choice.as_json() for choice in choices] if choices else None
         return self._finish(family, bf16, four, types, found, provenance)
 
     # -- steps
@@ -149,6 +156,23 @@ class Export:
 
         self._step("imatrix", path, [self.work / "bf16.gguf", source], collect)
         return imatrix.load(path)
+
+    def _choices(
+        self, reference: _Lazy, family: Family, bf16: Path, importance: imatrix.Importance | None
+    ) -> list[budget.Choice]:
+        path = self.work / "sensitivity.json"
+        means = importance.means if importance else {}
+
+        def measure(report: Report) -> None:
+            rows = [row.text for row in spread(self._calibration)]
+            texts = parity.windows(reference.get.tokenize, rows, SENSITIVITY_TOKENS)
+            groups = budget.measure(reference.get.model, family, bf16, self.recipe, means, texts, report)
+            card.write(path, [dataclasses.asdict(group) for group in groups])
+
+        self._step("sensitivity", path, [bf16, self.options.calibration, self.recipe.ladders], measure)
+        groups = [budget.Group(**group) for group in json.loads(path.read_text("utf-8"))]
+        assert self.options.budget
+        return budget.choose(groups, shapes_of(bf16), self.options.budget.for_matrices(bf16, self.recipe))
 
     def _retention(self, bf16: Path, four: Path, report: Report) -> Any:
         with Model(bf16) as before, Model(four) as after:
@@ -200,6 +224,8 @@ class Export:
             }
         # The card first: a model without one could be mistaken for another.
         card.write(out / "model.json", described)
+        if found["choices"]:
+            recipe.write(self.recipe, types, out / "recipe.toml")
         for name, path in products.items():
             path.replace(out / f"{name}.gguf")
         shutil.rmtree(self.work)
@@ -277,6 +303,11 @@ class _Lazy:
 
     def drop(self) -> None:
         self._loaded = None
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """(rows, row length) of every tensor of a GGUF."""
+    return {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(path).tensors}
 
 
 def spread(rows: list[Row]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -41,30 +42,57 @@ class Gates:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A type for every matrix.
+    """Types for every matrix: of a list the first whose blocks fit into the matrix's rows.
 
     Attributes:
-        matrix: the type of matrices that no pattern names.
-        fallback: the type of matrices whose rows are no whole blocks of theirs.
-        tensors: type by pattern of GGUF names; the first that fits decides.
+        matrix: for matrices that no pattern names.
+        tensors: by pattern of GGUF names; the first that fits decides.
+        ladders: for `budget`, by pattern: the type to start with, then those it may be raised to.
     """
 
     name: str
     about: str
-    matrix: str
-    fallback: str
-    tensors: dict[str, str]
+    matrix: tuple[str, ...]
+    tensors: dict[str, tuple[str, ...]]
+    ladders: dict[str, tuple[str, ...]]
     gates: Gates
 
     def types(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-        """The type of every matrix among `shapes`: (rows, row length) by GGUF name."""
+        """The type of every matrix among `shapes`: (rows, row length) by GGUF name.
+
+        Raises:
+            InvalidRecipe: no type fits.
+        """
         found = {}
         for name, shape in shapes.items():
             if len(shape) < 2:
                 continue
-            kind = next((t for p, t in self.tensors.items() if fnmatchcase(name, p)), self.matrix)
-            found[name] = kind if shape[-1] % _block(kind) == 0 else self.fallback
+            found[name] = self._fitting(name, shape, _first(self.tensors, name) or self.matrix)[0]
         return found
+
+    def ladder(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """The types that a matrix may have within a budget, the smallest first.
+
+        Raises:
+            InvalidRecipe: none is given, or none fits.
+        """
+        kinds = _first(self.ladders, name)
+        if not kinds:
+            raise InvalidRecipe(f'{self.name}: [auto] has no types for {name}; add a line for "*".')
+        return self._fitting(name, shape, kinds)
+
+    def _fitting(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> tuple[str, ...]:
+        fitting = tuple(kind for kind in kinds if shape[-1] % _block(kind) == 0)
+        if not fitting:
+            raise InvalidRecipe(
+                f"{self.name}: {name} has rows of {shape[-1]}, which are no whole blocks of "
+                f"{' or '.join(kinds)}; add Q8_0 to the list."
+            )
+        return fitting
+
+
+def _first(patterns: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...] | None:
+    return next((kinds for pattern, kinds in patterns.items() if fnmatchcase(name, pattern)), None)
 
 
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -95,20 +123,28 @@ def load(name: str) -> Recipe:
     return _checked(path, values)
 
 
+def write(recipe: Recipe, types: Mapping[str, str], path: Path) -> None:
+    """Types that `budget` chose, as a recipe that can be read, changed and used as a --target."""
+    lines = [
+        f"about = {json.dumps(f'Chosen by measure, from {recipe.name}.')}",
+        f"matrix = {json.dumps(list(recipe.matrix))}",
+        "\n[tensors]",
+        *(f"{json.dumps(name)} = {json.dumps(kind)}" for name, kind in types.items()),
+        "\n[gates]",
+        *(f"{name} = {value}" for name, value in vars(recipe.gates).items()),
+    ]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def _checked(path: Path, values: dict[str, Any]) -> Recipe:
-    known = {"about", "matrix", "fallback", "tensors", "gates"}
+    known = {"about", "matrix", "tensors", "auto", "gates"}
+    values = {"auto": {}, **values}
     if wrong := (values.keys() - known) | (known - values.keys()):
         raise InvalidRecipe(f"{path}: {min(wrong)!r} is {'missing' if min(wrong) in known else 'unknown'}.")
-    tensors, gates = values["tensors"], values["gates"]
-    for key, kind in (("matrix", values["matrix"]), ("fallback", values["fallback"]), *tensors.items()):
-        if kind not in gguf.GGMLQuantizationType.__members__:
-            raise InvalidRecipe(
-                f"{path}: {key} is {kind!r}, which is no weight type; take Q4_0, Q4_K, Q8_0 …"
-            )
-    if _block(values["fallback"]) > 32:
-        raise InvalidRecipe(
-            f"{path}: fallback is {values['fallback']}; it must have blocks of 32, such as Q8_0."
-        )
+    gates = values["gates"]
+    matrix = _kinds(path, "matrix", values["matrix"])
+    tensors = {pattern: _kinds(path, pattern, given) for pattern, given in values["tensors"].items()}
+    ladders = {pattern: _kinds(path, pattern, given) for pattern, given in values["auto"].items()}
     names = set(Gates.__dataclass_fields__)
     if wrong := names ^ gates.keys():
         raise InvalidRecipe(
@@ -117,7 +153,17 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
     for key, value in gates.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise InvalidRecipe(f"{path}: [gates] {key} is {value!r}; it must be a number, 0 or more.")
-    return Recipe(path.stem, values["about"], values["matrix"], values["fallback"], tensors, Gates(**gates))
+    return Recipe(path.stem, values["about"], matrix, tensors, ladders, Gates(**gates))
+
+
+def _kinds(path: Path, key: str, given: Any) -> tuple[str, ...]:
+    kinds = tuple(given) if isinstance(given, list) else (given,)
+    for kind in kinds:
+        if kind not in gguf.GGMLQuantizationType.__members__:
+            raise InvalidRecipe(
+                f"{path}: {key} is {given!r}; take a weight type, such as Q4_0, Q4_K or Q8_0, or a list."
+            )
+    return kinds
 
 
 def _block(kind: str) -> int:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .compare import Difference
 from .errors import GateFailed
-from .native import N_CTX, Model
+from .native import N_CTX, N_SEQ, Model
 from .parity import windows
 from .progress import Report, silent
 from .recipe import Gates
@@ -89,23 +87,18 @@ def check(
 
 
 def answer(model: Model, row: Row) -> str:
-    """The letter of the option whose text is most likely per token after the question."""
-    question = model.tokenize(row.prompt + "\n\n")
-    best, letter = -math.inf, ""
-    for key, text in row.options.items():
-        option = model.tokenize(text)
-        start = question[-(N_CTX - len(option)) :] if len(option) < N_CTX else question[-1:]
-        tokens = (start + option)[:N_CTX]
-        n = len(tokens) - len(start)
-        if n < 1:
-            continue
-        rows = model.logits(tokens)[len(start) - 1 : -1].astype(np.float64)
-        peak = rows.max(-1, keepdims=True)
-        log_sum = peak[:, 0] + np.log(np.exp(rows - peak).sum(-1))
-        mean = float((rows[np.arange(n), tokens[len(start) :]] - log_sum).mean())
-        if mean > best:
-            best, letter = mean, key
-    return letter
+    """The letter of the option whose text is most likely per token after the question.
+
+    Of a question that is too long the beginning is left out, of an option the end.
+    """
+    longest = N_CTX // (2 * N_SEQ)
+    options = {key: model.tokenize(text)[:longest] for key, text in row.options.items()}
+    question = model.tokenize(row.prompt + "\n\n")[-N_CTX // 2 :]
+    keys = [key for key, tokens in options.items() if tokens]
+    likely: list[float] = []
+    for i in range(0, len(keys), N_SEQ):
+        likely += model.log_likelihoods(question, [options[key] for key in keys[i : i + N_SEQ]])
+    return keys[likely.index(max(likely))] if keys else ""
 
 
 def _count(found: Retention, right: list[tuple[bool, bool]]) -> None:

@@ -16,11 +16,12 @@ import gguf
 import pytest
 import torch
 
-from export import parity
+from export import parity, recipe
+from export.budget import Budget
 from export.checkpoint import Checkpoint
 from export.compare import Difference
 from export.convert import convert
-from export.errors import GateFailed, InvalidBase
+from export.errors import GateFailed, InvalidBase, InvalidRecipe
 from export.families import Family
 from export.hub import locate
 from export.merge import Adapter, Merged
@@ -220,16 +221,16 @@ def exported(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_leaves_a_model_and_its_card(made: Any, tmp_path: Path) -> None:
     this = made("smollm")
     out, rows = tmp_path / "out", texts(tmp_path / "rows.jsonl")
-    recipe = loose_recipe(tmp_path / "loose.toml")
+    own = loose_recipe(tmp_path / "loose.toml")
     words = ("--base", this.base, "--adapter", this.adapter, "--calibration", rows, "--eval", rows,
-             "--target", recipe, "--out", out, "--keep-bf16")  # fmt: skip
+             "--target", own, "--out", out, "--keep-bf16")  # fmt: skip
     run = export(*words)
     assert run.returncode == 0, run.stderr
     assert sorted(p.name for p in out.iterdir()) == ["model-bf16.gguf", "model.gguf", "model.json"]
     card = json.loads((out / "model.json").read_text())
     assert card["parity"]["problems"] == [] and card["retention"]["n_positions"] > 100
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out / "model.gguf").tensors}
-    assert kinds["blk.0.attn_q.weight"] == "Q4_0" and kinds["token_embd.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_q.weight"] == "IQ4_NL" and kinds["token_embd.weight"] == "Q8_0"
     assert stamped(out / "model.gguf") == {
         "parity.top1": pytest.approx(card["parity"]["top1"]),
         "parity.mean_kl": pytest.approx(card["parity"]["mean_kl"], abs=1e-9),
@@ -246,23 +247,50 @@ def test_the_command_leaves_a_model_and_its_card(made: Any, tmp_path: Path) -> N
     assert run.returncode == 1 and "SHA-256" in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_types_by_what_was_measured(made: Any, tmp_path: Path, name: str) -> None:
+    """Within the budget, and nearer to the trained model the larger it is."""
+    this = made(name)
+    rows, own = texts(tmp_path / "rows.jsonl"), loose_recipe(tmp_path / "loose.toml")
+
+    def run(budget: Budget) -> dict[str, Any]:
+        options = Options(this.base, tmp_path / "out", rows, rows, this.adapter, None, str(own), budget)
+        return Export(options, Progress()).run()
+
+    lost = []
+    for bits in (5.9, 7.5):
+        card = run(Budget(bits=bits))
+        tensors = gguf.GGUFReader(tmp_path / "out/model.gguf").tensors
+        held = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+        assert bits - 0.5 < held <= bits
+        written = recipe.load(str(tmp_path / "out/recipe.toml"))
+        assert {n: (k,) for n, k in card["types"].items()} == written.tensors
+        lost.append(card["retention"]["mean_kl"])
+    assert lost[1] < lost[0]
+    most = card["file"]["bytes"] - 1000
+    assert run(Budget(max_bytes=most))["file"]["bytes"] <= most
+    with pytest.raises(InvalidRecipe, match="more than the budget"):
+        run(Budget(max_bytes=20_000))
+
+
 def test_a_failed_gate_leaves_no_model_and_the_next_run_goes_on(made: Any, tmp_path: Path) -> None:
     this = made("qwen3")
     out, rows = tmp_path / "out", texts(tmp_path / "rows.jsonl")
-    recipe = loose_recipe(tmp_path / "own.toml")
-    loose = recipe.read_text("utf-8")
-    recipe.write_text(loose.replace("max_mean_kl = 9", "max_mean_kl = 0"), "utf-8")
+    own = loose_recipe(tmp_path / "own.toml")
+    loose = own.read_text("utf-8")
+    own.write_text(loose.replace("max_mean_kl = 9", "max_mean_kl = 0"), "utf-8")
     words = ("--base", this.base, "--adapter", this.adapter, "--calibration", rows, "--eval", rows,
-             "--target", recipe, "--out", out)  # fmt: skip
+             "--target", own, "--recipe", "auto", "--bits", 6, "--out", out)  # fmt: skip
     run = export(*words)
     assert run.returncode == 1 and "mean KL" in run.stderr and "Traceback" not in run.stderr
     assert not list(out.glob("*.gguf")) and not list(out.glob("*.json"))
-    recipe.write_text(loose, "utf-8")
+    own.write_text(loose, "utf-8")
     run = export(*words)
     assert run.returncode == 0, run.stderr
     for step in ("convert", "parity", "imatrix", "quantize"):
         assert f"{step} (done before)" in run.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["model.gguf", "model.json"]
+    assert "ffn_up 0-0" in run.stdout  # why which matrix got which type
+    assert sorted(p.name for p in out.iterdir()) == ["model.gguf", "model.json", "recipe.toml"]
 
 
 @pytest.mark.parametrize("name", ["smollm", "qwen2", "qwen3"])
@@ -345,10 +373,21 @@ def test_a_base_by_its_name_on_the_hub(made: Any, hub: Hub, tmp_path: Path) -> N
         locate("clinic/other")
 
 
+def test_continuations_are_as_likely_together_as_alone(exported: Path) -> None:
+    with Model(exported / "model.gguf", exact=True) as model:
+        text = model.tokenize(TEXT[0])
+        ends = [model.tokenize(words) for words in (TEXT[1], "No.", TEXT[2])]
+        expected = []
+        for end in ends:
+            rows = torch.log_softmax(torch.from_numpy(model.logits(text + end))[len(text) - 1 : -1], -1)
+            expected.append(float(rows[torch.arange(len(end)), end].mean()))
+        assert model.log_likelihoods(text, ends) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda card: card["types"].update({"blk.0.attn_q.weight": "Q8_0"}), "attn_q.weight is Q4_0"),
+        (lambda card: card["types"].update({"blk.0.attn_q.weight": "Q8_0"}), "attn_q.weight is IQ4_NL"),
         (lambda card: card["probes"][0].update(nll=1.0), "nats a token"),
         (lambda card: card["probes"][1].update(tokens=[1, 2]), "other tokens"),
         (lambda card: card.pop("probes"), "no card of an export"),
@@ -382,6 +421,8 @@ def test_verifying_again_on_a_machine_without_torch(
         (("--base", "BASE", "--out", "x"), "--eval FILE is needed"),
         (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--target", "tpu"), "no such recipe"),
         (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--skip", "all"), "no such gate"),
+        (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--recipe", "best"), "there are plain and auto"),
+        (("--base", "BASE", "--out", "x", "--eval", "ROWS", "--bits", "5"), "needs --recipe auto"),
         (
             ("--base", "BASE", "--adapter", "BASE", "--out", "x", "--eval", "ROWS"),
             "adapter_config.json is missing",

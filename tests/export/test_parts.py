@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import imatrix, recipe
+from export import budget, imatrix, recipe
+from export.budget import Group, choose
 from export.compare import Difference
 from export.errors import ExportError, InvalidRecipe, InvalidText
 from export.pipeline import spread
@@ -69,10 +72,11 @@ def test_our_recipes(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("Q4_0", "Q4_9"), "Q4_9"),
+        (("Q4_K", "Q4_9"), "Q4_9"),
         (("matrix", "matricks"), "matricks|matrix"),
         (("max_mean_kl", "max_kl"), "max_kl|max_mean_kl"),
-        (("fallback = \"Q8_0\"", "fallback = \"Q4_K\""), "fallback"),
+        (("\"Q8_0\"]  # the", "\"Q8\"]  # the"), "matrix is"),
+        (("\"*\" = [", "\"*\" = [5, "), "take a weight type"),
         (("[gates]", "[gates"), "TOML"),
         (("max_mean_kl = ", "max_mean_kl = -"), "max_mean_kl"),
     ],
@@ -83,6 +87,74 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, change: tuple[str, st
     (tmp_path / "own.toml").write_text(text.replace(*change), "utf-8")
     with pytest.raises(InvalidRecipe, match=words):
         recipe.load(str(tmp_path / "own.toml"))
+
+
+def test_no_type_fits_or_is_given() -> None:
+    cpu = recipe.load("cpu")
+    assert cpu.types({"blk.0.ffn_up.weight": (8, 576)}) == {"blk.0.ffn_up.weight": "IQ4_NL"}
+    assert cpu.types({"blk.0.ffn_up.weight": (8, 512)}) == {"blk.0.ffn_up.weight": "Q4_K"}
+    with pytest.raises(InvalidRecipe, match=r"ffn_up.weight has rows of 40"):
+        cpu.types({"blk.0.ffn_up.weight": (8, 40)})
+    with pytest.raises(InvalidRecipe, match="no types for"):
+        dataclasses.replace(cpu, ladders={}).ladder("blk.0.ffn_up.weight", (8, 512))
+
+
+def test_what_was_chosen_is_a_recipe(tmp_path: Path) -> None:
+    types = {"token_embd.weight": "Q5_1", "blk.0.ffn_up.weight": "Q8_0"}
+    recipe.write(recipe.load("cpu"), types, tmp_path / "recipe.toml")
+    loaded = recipe.load(str(tmp_path / "recipe.toml"))
+    assert loaded.types(dict.fromkeys(types, (8, 64))) == types
+    assert loaded.gates == recipe.load("cpu").gates
+
+
+KINDS = ("Q4_0", "Q5_0", "Q8_0")
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[list[Group], dict[str, tuple[int, ...]]]:
+    found, shapes = [], {}
+    for i in range(draw(st.integers(1, 6))):
+        errors = sorted(draw(st.lists(st.floats(0, 1), min_size=2, max_size=2)), reverse=True)
+        found.append(Group(str(i), (f"m{i}",), KINDS, draw(st.floats(0, 1)), (1.0, *errors)))
+        shapes[f"m{i}"] = (draw(st.integers(1, 9)), 32)
+    return found, shapes
+
+
+@given(groups(), st.integers(0, 2000))
+def test_a_budget_is_kept_and_nothing_that_fits_is_left(made: Any, extra: int) -> None:
+    of, shapes = made
+    smallest = sum(recipe.n_bytes(shape, "Q4_0") for shape in shapes.values())
+    choices = choose(of, shapes, smallest + extra)
+    used = sum(choice.n_bytes for choice in choices)
+    assert used == sum(recipe.n_bytes(shapes[n], k) for n, k in budget.types(choices).items())
+    assert used <= smallest + extra
+    for choice in choices:
+        for level in range(choice.level + 1, len(KINDS)):
+            more = recipe.n_bytes(shapes[choice.group.tensors[0]], KINDS[level]) - choice.n_bytes
+            better = choice.group.left(level) < choice.group.left(choice.level)
+            assert not better or used + more > smallest + extra
+    with pytest.raises(InvalidRecipe, match="more than the budget"):
+        choose(of, shapes, smallest - 1)
+
+
+def test_the_sensitive_matrix_gets_the_bits() -> None:
+    dull = Group("dull", ("a",), KINDS, 0.001, (1.0, 0.25, 0.004))
+    tender = Group("tender", ("b",), KINDS, 0.1, (1.0, 0.25, 0.004))
+    shapes = {"a": (64, 64), "b": (64, 64)}
+    room = 2 * recipe.n_bytes((64, 64), "Q4_0") + 64 * 64 // 2  # Q8_0 for one
+    chosen = {c.group.name: c.kind for c in choose([dull, tender], shapes, room)}
+    assert chosen == {"dull": "Q4_0", "tender": "Q8_0"}
+
+
+def test_matrices_are_split_by_kind_and_depth() -> None:
+    names = [f"blk.{i}.{k}.weight" for i in range(7) for k in ("ffn_up", "attn_v")] + ["token_embd.weight"]
+    found = budget.split(dict.fromkeys(names, (4, 4)) | {"output_norm.weight": (4,)}, 7)
+    assert sorted(n for group in found.values() for n in group) == sorted(names)
+    assert len(found) == 2 * budget.DEPTHS + 1 and found["token_embd"] == ["token_embd.weight"]
+    for group, members in found.items():
+        if group != "token_embd":
+            first, last = map(int, group.split()[1].split("-"))
+            assert {int(n.split(".")[1]) for n in members} == set(range(first, last + 1))
 
 
 def test_an_unknown_target_names_those_there_are() -> None:
