@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +151,7 @@ def lora(
 
 
 class Display(Progress):
-    """One progress display for the whole run."""
+    """One progress display for the whole run; where it goes into a file, a line for each step."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -160,6 +161,7 @@ class Display(Progress):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=err,
+            disable=not err.is_terminal,
         )
 
     def __enter__(self) -> Display:
@@ -172,12 +174,17 @@ class Display(Progress):
     @contextmanager
     def step(self, name: str) -> Iterator[Report]:
         task = self._bars.add_task(name, total=None)
+        began = time.monotonic()
         yield lambda done, total: self._bars.update(task, completed=done, total=total)
         finished = self._bars.tasks[task].total or 1
         self._bars.update(task, completed=finished, total=finished)
+        if not err.is_terminal:
+            err.print(f"{name:<12} {time.monotonic() - began:.1f} s", highlight=False)
 
     def skipped(self, name: str) -> None:
         self._bars.add_task(f"{name} (done before)", total=1, completed=1)
+        if not err.is_terminal:
+            err.print(f"{name} (done before)", highlight=False)
 
 
 @contextmanager

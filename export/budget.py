@@ -1,6 +1,6 @@
 """Mixed precision within a byte budget: which matrices get more bits is measured, not guessed.
 
-Each group of matrices (one kind, a fifth of the depth) is rounded to its smallest type in the trained model,
+Each group of matrices (one kind, a tenth of the depth) is rounded to its smallest type in the trained model,
 all others left as they are; what that costs in KL on calibration text is the group's sensitivity. What a
 larger type would leave of it is in proportion to the squared rounding error, weighted with the importance
 matrix. Bytes then go where they save most.
@@ -26,7 +26,7 @@ from .native import Array, rounded
 from .progress import Report, silent
 from .recipe import Recipe, n_bytes
 
-DEPTHS = 5
+DEPTHS = 10
 # Rounding error is estimated on this many rows of a matrix.
 SAMPLE = 64
 # A GGUF's tensors begin at multiples of this.

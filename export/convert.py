@@ -131,7 +131,8 @@ def _is_tied(name: str, weights: Weights, family: Family) -> bool:
 
 
 def _data(name: str, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    if not torch.isfinite(tensor).all():
+    # In parts: the test takes several times the memory of what it looks at.
+    if not all(torch.isfinite(part).all() for part in tensor.split(4096)):
         raise InvalidBase(
             f"{name!r} holds NaN or infinity; the training run diverged, or the file is damaged."
         )

@@ -25,6 +25,8 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 log = logging.getLogger("medge.export")
 
 N_CTX = 512
+# Bytes of one tensor that quantizing holds at a time.
+MAX_BUFFER = 256 << 20
 # Continuations of one text at a time.
 N_SEQ = 8
 
@@ -129,6 +131,11 @@ class Model:
         """What the model expects after each token: shape (len(tokens), n_vocab), at most N_CTX of them."""
         return self._decode([(token, i, (0,), True) for i, token in enumerate(tokens)])
 
+    def step(self, token: int, position: int) -> Array:
+        """What the model expects after one more token of the text that it has read: shape (n_vocab,)."""
+        row: Array = self._decode([(token, position, (0,), True)], keep=True)[0]
+        return row
+
     def log_likelihoods(self, text: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
         """How likely each continuation of `text` is: nats a token. `text` is read once for all.
 
@@ -149,12 +156,17 @@ class Model:
             found.append(float((expected[np.arange(len(tokens)), list(tokens)] - sums).mean()))
         return found
 
-    def _decode(self, entries: Sequence[tuple[int, int, tuple[int, ...], bool]]) -> Array:
-        """Logits after those of `entries` (token, position, sequences, whether wanted) that are wanted."""
+    def _decode(self, entries: Sequence[tuple[int, int, tuple[int, ...], bool]], keep: bool = False) -> Array:
+        """Logits after those of `entries` (token, position, sequences, whether wanted) that are wanted.
+
+        Args:
+            keep: go on with the text read before, and do not begin anew.
+        """
         n = len(entries)
         if not 0 < n <= N_CTX:
             raise ValueError(f"{n} tokens; 1 to {N_CTX} are possible")
-        C.llama_memory_clear(C.llama_get_memory(self._context), True)
+        if not keep:
+            C.llama_memory_clear(C.llama_get_memory(self._context), True)
         batch = C.llama_batch_init(n, 0, N_SEQ)
         try:
             for i, (token, position, sequences, wanted) in enumerate(entries):
@@ -177,7 +189,7 @@ class Model:
 def quantize(
     source: Path,
     target: Path,
-    types: Mapping[str, str],
+    types: Mapping[str, str] | str,
     importance: Mapping[str, Array] | None = None,
     on_progress: Report = silent,
     n_threads: int | None = None,
@@ -185,7 +197,8 @@ def quantize(
     """Write `source` with its matrices in other types. `target` appears under its name when it is complete.
 
     Args:
-        types: the type of every matrix by its name, such as "Q4_0"; what is not named stays as it is.
+        types: the type of every matrix by its name, such as "Q4_0"; or the name of one of llama.cpp's own
+            mixtures, such as "Q4_K_M".
         importance: mean squares of each input, by the matrix's name: shape (n_in,).
         on_progress: called with the tensors done, and their number.
 
@@ -194,13 +207,16 @@ def quantize(
     """
     params = C.llama_model_quantize_default_params()
     params.nthread = n_threads or os.cpu_count() or 1
-    params.ftype = C.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.ftype = getattr(C, f"LLAMA_FTYPE_MOSTLY_{types if isinstance(types, str) else 'Q4_0'}")
     params.allow_requantize = True
-    overrides = (C.llama_model_tensor_override * (len(types) + 1))()
-    for slot, (name, kind) in zip(overrides, types.items()):
-        slot.pattern, slot.type = f"^{re.escape(name)}$".encode(), getattr(C, f"GGML_TYPE_{kind}")
-    params.tt_overrides = overrides
-    keep = []  # what C points to
+    params.max_buf_size = MAX_BUFFER
+    keep: list[Any] = []  # what C points to
+    if not isinstance(types, str):
+        overrides = (C.llama_model_tensor_override * (len(types) + 1))()
+        for slot, (name, kind) in zip(overrides, types.items()):
+            slot.pattern, slot.type = f"^{re.escape(name)}$".encode(), getattr(C, f"GGML_TYPE_{kind}")
+        params.tt_overrides = overrides
+        keep.append(overrides)
     if importance:
         entries = (C.llama_model_imatrix_data * (len(importance) + 1))()
         for slot, (name, values) in zip(entries, importance.items()):

@@ -22,7 +22,7 @@ from .convert import convert, plan
 from .errors import ExportError, InvalidBase
 from .families import Family
 from .merge import Adapter, Merged
-from .native import Model, quantize
+from .native import Array, Model, quantize
 from .progress import Progress, Report
 from .provenance import MEASURED, Provenance, read_provenance, stamp
 from .text import Row, read_rows
@@ -30,7 +30,7 @@ from .unpack import unpack
 from .vocabulary import read_vocabulary
 
 CALIBRATION_TOKENS = 32_768
-SENSITIVITY_TOKENS = 2048
+SENSITIVITY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,24 @@ class Options:
     command: str = ""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model in BF16, and what is known of it before its types are chosen.
+
+    Attributes:
+        parity: what the parity gate found; None if it was skipped.
+        means: importance of each matrix's inputs; None without calibration text.
+        groups: sensitivities, if a budget is asked for.
+    """
+
+    family: Family
+    provenance: Provenance
+    bf16: Path
+    parity: dict[str, Any] | None
+    means: dict[str, Array] | None
+    groups: list[budget.Group] | None
+
+
 class Export:
     """One run. Everything that can be wrong with the input is found before the work begins."""
 
@@ -79,8 +97,8 @@ class Export:
         except OSError as error:
             raise ExportError(f"{self.work} cannot be made: {error.strerror}. Take another --out.") from None
 
-    def run(self) -> dict[str, Any]:
-        """Do what is not done, and return the card."""
+    def prepare(self) -> Prepared:
+        """Do what comes before types are chosen, as far as it is not done."""
         base = self._base()
         checkpoint = Checkpoint(base)
         adapter = Adapter(self.options.adapter) if self.options.adapter else None
@@ -89,34 +107,40 @@ class Export:
         vocabulary = read_vocabulary(base, family.n_vocab, checkpoint.config)
         self._check_space(plan(weights, family), weights.shapes)
         provenance = read_provenance(base, checkpoint.config, self.options.hub_name, adapter)
-        bf16, four = self.work / "bf16.gguf", self.work / "4bit.gguf"
+        bf16 = self.work / "bf16.gguf"
         reference = _Lazy(base, self.options.adapter)
-
         self._step(
             "convert",
             bf16,
             [base, self.options.adapter, provenance],
             lambda report: convert(weights, family, vocabulary, provenance, bf16, report),
         )
-        found = {"parity": self._gate("parity", [bf16], lambda report: self._parity(reference, bf16, report))}
-        importance = self._importance(reference, family)
-        choices = self._choices(reference, family, bf16, importance) if self.options.budget else None
-        reference.drop()
-        means = importance.means if importance else None
-        types = budget.types(choices) if choices else self.recipe.types(shapes_of(bf16))
+        passed = self._gate("parity", [bf16], lambda report: self._parity(reference, bf16, report))
+        means = self._importance(reference, family)
+        groups = self._sensitivity(reference, family, bf16, means) if self.options.budget else None
+        return Prepared(family, provenance, bf16, passed, means, groups)
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done, and return the card."""
+        made = self.prepare()
+        four, shapes = self.work / "4bit.gguf", shapes_of(made.bf16)
+        types, choices = self.recipe.types(shapes), None
+        if made.groups and self.options.budget:
+            max_bytes = self.options.budget.for_matrices(made.bf16, self.recipe)
+            choices = budget.choose(made.groups, shapes, max_bytes)
+            types = budget.types(choices)
         self._step(
             "quantize",
             four,
-            [bf16, self.work / "imatrix.gguf", types],
-            lambda report: quantize(bf16, four, types, means, report),
+            [made.bf16, self.work / "imatrix.gguf", types],
+            lambda report: quantize(made.bf16, four, types, made.means, report),
         )
-        found["retention"] = self._gate(
+        kept = self._gate(
             "retention",
-            [bf16, four, vars(self.recipe.gates)],
-            lambda report: self._retention(bf16, four, report),
+            [made.bf16, four, vars(self.recipe.gates)],
+            lambda report: self._retention(made.bf16, four, report),
         )
-        found["choices"] = [choice.as_json() for choice in choices] if choices else None
-        return self._finish(family, bf16, four, types, found, provenance)
+        return self._finish(made, four, types, choices, kept)
 
     # -- steps
 
@@ -143,36 +167,37 @@ class Export:
                 reference.get, model, [row.text for row in self._evaluation], on_progress=report
             )
 
-    def _importance(self, reference: _Lazy, family: Family) -> imatrix.Importance | None:
+    def _importance(self, reference: _Lazy, family: Family) -> dict[str, Array] | None:
         source = self.options.calibration
         if not source:
             return None
         path = self.work / "imatrix.gguf"
 
         def collect(report: Report) -> None:
-            rows = [row.text for row in spread(self._calibration)]
-            texts = parity.windows(reference.get.tokenize, rows, CALIBRATION_TOKENS)
+            texts = self._calibration_texts(reference, CALIBRATION_TOKENS)
             imatrix.save(imatrix.collect(reference.get.model, family, texts, [source.name], report), path)
 
         self._step("imatrix", path, [self.work / "bf16.gguf", source], collect)
-        return imatrix.load(path)
+        return imatrix.load(path).means
 
-    def _choices(
-        self, reference: _Lazy, family: Family, bf16: Path, importance: imatrix.Importance | None
-    ) -> list[budget.Choice]:
+    def _sensitivity(
+        self, reference: _Lazy, family: Family, bf16: Path, means: dict[str, Array] | None
+    ) -> list[budget.Group]:
         path = self.work / "sensitivity.json"
-        means = importance.means if importance else {}
 
         def measure(report: Report) -> None:
-            rows = [row.text for row in spread(self._calibration)]
-            texts = parity.windows(reference.get.tokenize, rows, SENSITIVITY_TOKENS)
-            groups = budget.measure(reference.get.model, family, bf16, self.recipe, means, texts, report)
+            texts = self._calibration_texts(reference, SENSITIVITY_TOKENS)
+            groups = budget.measure(
+                reference.get.model, family, bf16, self.recipe, means or {}, texts, report
+            )
             card.write(path, [dataclasses.asdict(group) for group in groups])
 
         self._step("sensitivity", path, [bf16, self.options.calibration, self.recipe.ladders], measure)
-        groups = [budget.Group(**group) for group in json.loads(path.read_text("utf-8"))]
-        assert self.options.budget
-        return budget.choose(groups, shapes_of(bf16), self.options.budget.for_matrices(bf16, self.recipe))
+        return [budget.Group(**group) for group in json.loads(path.read_text("utf-8"))]
+
+    def _calibration_texts(self, reference: _Lazy, n_tokens: int) -> list[list[int]]:
+        rows = [row.text for row in spread(self._calibration)]
+        return parity.windows(reference.get.tokenize, rows, n_tokens)
 
     def _retention(self, bf16: Path, four: Path, report: Report) -> Any:
         with Model(bf16) as before, Model(four) as after:
@@ -180,24 +205,20 @@ class Export:
 
     def _finish(
         self,
-        family: Family,
-        bf16: Path,
+        made: Prepared,
         four: Path,
         types: dict[str, str],
-        found: dict[str, Any],
-        provenance: Provenance,
+        choices: list[budget.Choice] | None,
+        kept: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        out = self.options.out
-        measured = {
-            name: found[gate][value]
-            for name in MEASURED
-            for gate, _, value in [name.partition(".")]
-            if found[gate]
-        }
+        out, provenance = self.options.out, made.provenance
+        found = {"parity": made.parity, "retention": kept}
+        flat = {f"{gate}.{name}": value for gate, all in found.items() for name, value in (all or {}).items()}
+        measured = {name: flat[name] for name in MEASURED if name in flat}
         products = {"model": four}
         if self.options.keep_bf16:
             products["model-bf16"] = self.work / "kept.gguf"
-            shutil.copyfile(bf16, products["model-bf16"])
+            shutil.copyfile(made.bf16, products["model-bf16"])
         for path in products.values():
             stamp(path, measured)
         with self.progress.step("card") as report:
@@ -214,17 +235,18 @@ class Export:
                 "file": {
                     "bytes": four.stat().st_size,
                     "sha256": card.sha256(four, report),
-                    "bf16_bytes": bf16.stat().st_size,
+                    "bf16_bytes": made.bf16.stat().st_size,
                 },
-                "memory_bytes_by_context": card.memory(family, four.stat().st_size),
+                "memory_bytes_by_context": card.memory(made.family, four.stat().st_size),
                 **found,
+                "choices": [choice.as_json() for choice in choices] if choices else None,
                 "probes": card.probes(four, parity.CORPUS),
                 "commands": card.COMMANDS | {"export": self.options.command},
                 "versions": card.versions(),
             }
         # The card first: a model without one could be mistaken for another.
         card.write(out / "model.json", described)
-        if found["choices"]:
+        if choices:
             recipe.write(self.recipe, types, out / "recipe.toml")
         for name, path in products.items():
             path.replace(out / f"{name}.gguf")
@@ -287,7 +309,7 @@ class Export:
 
 
 class _Lazy:
-    """The reference in torch, loaded when a step needs it and dropped before those that do not."""
+    """The reference in torch, loaded when a step needs it."""
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self._base, self._adapter = base, adapter
@@ -300,9 +322,6 @@ class _Lazy:
         if self._loaded is None:
             self._loaded = Reference(self._base, self._adapter)
         return self._loaded
-
-    def drop(self) -> None:
-        self._loaded = None
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ Base and adapter are put together by peft, not by `merge`, so that a mistake the
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import InvalidAdapter, InvalidBase
 
+# What transformers says of its own future is nothing that a user could act on.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 # The export has a progress display of its own.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

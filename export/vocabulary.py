@@ -21,10 +21,11 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN = LLAMA3.replace("{1,3}", "")
 PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     ("digits", "bytes:words"): "smollm",
     (f"split:{LLAMA3}", "bytes"): "llama-bpe",
-    (f"split:{LLAMA3.replace('{1,3}', '')}", "bytes"): "qwen2",
+    (f"split:{QWEN}", "bytes"): "qwen2",
     ("bytes:words",): "gpt-2",
 }
 

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from export.vocabulary import LLAMA3
+from export.vocabulary import LLAMA3, QWEN
 
 TEXT = [
     "The patient has a fever of 38.9 degrees and a dry cough for 12 days.",
@@ -45,7 +45,7 @@ FAMILIES = ("smollm", "llama3", "qwen2", "qwen3")
 
 @functools.cache
 def _tokenizer(family: str) -> str:
-    regex = LLAMA3 if family == "llama3" else LLAMA3.replace("{1,3}", "")
+    regex = LLAMA3 if family == "llama3" else QWEN
     split = {
         "smollm": [
             pre_tokenizers.Digits(individual_digits=True),

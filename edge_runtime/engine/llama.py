@@ -10,6 +10,7 @@ import ctypes
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -509,27 +510,35 @@ def _gpu_layers_in(lines: list[str]) -> int:
     return 0
 
 
-_FILE_TYPES = {"Q4_0": C.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": C.LLAMA_FTYPE_MOSTLY_Q8_0}
-
-
 def requantize(
-    source: Path, target: Path, weight_type: str, importance: Mapping[str, Logits] | None = None
+    source: Path,
+    target: Path,
+    weight_type: str,
+    types: Mapping[str, str] | None = None,
+    importance: Mapping[str, Logits] | None = None,
 ) -> None:
-    """Write `source` with its matrices in another type.
+    """Write `source` with its matrices in other types.
 
     Args:
+        weight_type: of the matrices that `types` does not name, such as "Q4_0".
+        types: by the matrix's name.
         importance: how much each input of a matrix matters, by the matrix's name: shape (n_in,).
 
     Raises:
         InvalidModel: llama.cpp refuses.
     """
     params = C.llama_model_quantize_default_params()
-    params.ftype = _FILE_TYPES[weight_type]
+    params.ftype = getattr(C, f"LLAMA_FTYPE_MOSTLY_{weight_type}")
     params.allow_requantize = True
+    overrides = (C.llama_model_tensor_override * (len(types or {}) + 1))()  # the last one ends the list
+    for override, (matrix, kind) in zip(overrides, (types or {}).items()):
+        override.pattern = f"^{re.escape(matrix)}$".encode()
+        override.type = getattr(C, f"GGML_TYPE_{kind}")
+    params.tt_overrides = overrides
     rows = [
         (name.encode(), np.ascontiguousarray(row, np.float32)) for name, row in (importance or {}).items()
     ]
-    entries = (C.llama_model_imatrix_data * (len(rows) + 1))()  # the last one, empty, ends the list
+    entries = (C.llama_model_imatrix_data * (len(rows) + 1))()
     for entry, (name, row) in zip(entries, rows):
         entry.name, entry.size = name, row.size
         entry.data = row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

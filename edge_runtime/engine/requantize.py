@@ -1,11 +1,12 @@
-"""`python -m edge_runtime.engine.requantize SOURCE TARGET TYPE [IMPORTANCE.npz]`: other weight types.
+"""`python -m edge_runtime.engine.requantize SOURCE TARGET TYPE TYPES.json IMPORTANCE.npz`.
 
-A program of its own, because llama.cpp may end the process. Quantizing what is quantized already loses a
-little more than quantizing the original would.
+Writes a model with other weight types. A program of its own, because llama.cpp may end the process.
+Quantizing what is quantized already loses a little more than quantizing the original would.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from .llama import requantize
 
 
 def main() -> int:
-    source, target, weight_type, *importance = sys.argv[1:]
-    rows = dict(np.load(importance[0])) if importance else None
+    source, target, weight_type, types, importance = sys.argv[1:]
+    chosen = json.loads(Path(types).read_text("utf-8"))
     try:
-        requantize(Path(source), Path(target), weight_type, rows)
+        requantize(Path(source), Path(target), weight_type, chosen, dict(np.load(importance)))
     except MedgeError as error:
         print(error, file=sys.stderr)
         return 1

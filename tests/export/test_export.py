@@ -39,6 +39,22 @@ from tests.tiny_checkpoint import FAMILIES, TEXT
 ORIGIN = Provenance("t", "apache-2.0", ("en", "fr"))
 
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # As many key heads as query heads: the matrix of keys is square, too.
+    "square": ("qwen2", {"num_key_value_heads": 4}),
+    "yarn": (
+        "qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "linear": ("smollm", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}}),
+}  # fmt: skip
+
+
 @dataclass
 class Made:
     base: Path
@@ -55,8 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
     def make(name: str) -> Made:
         if name not in found:
-            # As many key heads as query heads: the matrix of keys is square, too.
-            family, sizes = ("qwen2", {"num_key_value_heads": 4}) if name == "square" else (name, {})
+            family, sizes = VARIANTS.get(name, (name, {}))
             base = tiny_checkpoint.write(tmp_path_factory.mktemp(name), family, **sizes)
             adapter = tiny_checkpoint.write_adapter(tmp_path_factory.mktemp(f"{name}-adapter"), base)
             checkpoint = Checkpoint(base)
@@ -78,7 +93,7 @@ def gate(
         return parity.check(made.reference, model, TEXT, n_tokens=400)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "yarn", "linear"])
 def test_every_family_passes_the_parity_gate(made: Any, tmp_path: Path, name: str) -> None:
     found = gate(made(name), tmp_path / "model.gguf")
     assert found.top1 is not None and found.top1 >= 0.999

@@ -41,6 +41,8 @@ def package(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.syspath_prepend(str(folder.parent))
     np.savez(tmp_path / "importance.npz", **{"blk.0.attn_q.weight": np.arange(1, 65, dtype=np.float16)})
     monkeypatch.setattr(embedded, "IMPORTANCE", tmp_path / "importance.npz")
+    (tmp_path / "types.json").write_text('{"blk.0.attn_q.weight": "Q4_0"}')
+    monkeypatch.setattr(embedded, "TYPES", tmp_path / "types.json")
     return folder
 
 
@@ -85,14 +87,18 @@ def test_a_model_is_made_once(package: Path, cache: Path) -> None:
     assert made.stat().st_mtime_ns == before and calls == [1]
 
 
-def test_another_importance_makes_another_model(package: Path, cache: Path) -> None:
+def test_other_importance_or_types_make_another_model(package: Path, cache: Path) -> None:
     """And what was prepared before does not stay."""
     first = embedded.prepare()
     data = first.read_bytes()
     np.savez(embedded.IMPORTANCE, **{"blk.0.attn_q.weight": np.arange(64, 0, -1, dtype=np.float16)})
     second = embedded.prepare()
     assert files(cache) == [second.name] and second != first
-    assert second.read_bytes() != data
+    weighted = second.read_bytes()
+    assert weighted != data
+    embedded.TYPES.write_text("{}")
+    third = embedded.prepare()
+    assert files(cache) == [third.name] and third.read_bytes() != weighted
     np.savez(embedded.IMPORTANCE, **{"blk.0.attn_q.weight": np.ones(3, dtype=np.float16)})
     with pytest.raises(InvalidModel, match="cannot be prepared"):
         embedded.prepare()
@@ -117,8 +123,8 @@ def test_a_folder_that_cannot_be_written(
 @pytest.mark.slow
 def test_the_real_one(cache: Path) -> None:
     made = store.find(None)
-    assert made.demo and made.name == "SmolLM2-135M-Instruct-Q4_0"
-    assert made.header.quantization == "Q4_0" and made.header.chat_template
+    assert made.demo and made.name == "SmolLM2-135M-Instruct-IQ4_NL"
+    assert made.header.quantization == "IQ4_NL" and made.header.chat_template
     assert files(cache) == [made.path.name]
     begin = time.perf_counter()
     assert embedded.prepare() == made.path
