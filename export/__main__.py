@@ -13,9 +13,18 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from .errors import ExportError
 from .progress import Progress, Report
@@ -150,6 +159,13 @@ def lora(
         out.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False)
 
 
+class Rate(ProgressColumn):
+    """Of what is counted, a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+
 class Display(Progress):
     """One progress display for the whole run; where it goes into a file, a line for each step."""
 
@@ -158,6 +174,7 @@ class Display(Progress):
             TextColumn("{task.description:<10}"),
             BarColumn(),
             MofNCompleteColumn(),
+            Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=err,

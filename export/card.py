@@ -33,7 +33,7 @@ def sha256(path: Path, on_progress: Report = silent) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
             done += len(block)
-            on_progress(done, total)
+            on_progress(done // 1_000_000, total // 1_000_000)
     return digest.hexdigest()
 
 
@@ -104,10 +104,15 @@ def verify(model: Path, on_progress: Report = silent) -> dict[str, Any]:
     return card
 
 
+def types_of(model: Path) -> dict[str, str]:
+    """The type of every tensor of a GGUF."""
+    return {t.name: t.tensor_type.name for t in gguf.GGUFReader(model).tensors}
+
+
 def _compare(model: Path, card: dict[str, Any]) -> None:
     """The file says of itself what the card says, and computes here what it computed there."""
     try:
-        types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(model).tensors}
+        types = types_of(model)
         for name, kind in card["types"].items():
             if types.get(name) != kind:
                 raise GateFailed(

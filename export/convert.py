@@ -22,6 +22,8 @@ from .vocabulary import Vocabulary
 # Buffers that old checkpoints hold and that are computed from the config.
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
+MB = 1_000_000
+
 
 class Weights(Protocol):
     """A checkpoint, merged or not: see `checkpoint.Checkpoint`."""
@@ -71,7 +73,7 @@ def convert(
     """Write `target`. It appears under its name only when it is complete.
 
     Args:
-        on_progress: called with the bytes written, and those to write.
+        on_progress: called with the MB written, and those to write.
 
     Raises:
         InvalidBase: a tensor is missing, or holds NaN or infinity.
@@ -99,7 +101,7 @@ def convert(
             data = _data(name, family.permute(name, weights.tensor(name)))
             writer.write_tensor_data(data)
             done += data.nbytes
-            on_progress(done, total)
+            on_progress(done // MB, total // MB)
         writer.close()
         partial.replace(target)
     except OSError as error:

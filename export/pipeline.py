@@ -230,7 +230,7 @@ class Export:
                 "base": provenance.base,
                 "adapter": provenance.adapter,
                 "sources": self._sources(),
-                "recipe": self.recipe.name,
+                "recipe": self.recipe.name + (", auto" if choices else ""),
                 "types": types,
                 "file": {
                     "bytes": four.stat().st_size,
