@@ -219,7 +219,7 @@ def draw(points: list[Point], path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_yscale("log")
         axis.grid(alpha=0.25, which="both")
-        axis.margins(x=0.15)
+        axis.margins(x=0.25)
     axes[0].set_ylabel("mean KL to BF16, nats a token (less is better)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -134,7 +134,8 @@ def verify(model: Annotated[Path, typer.Argument(help="model.gguf, with model.js
 
         with Display() as display, display.step("verify") as report:
             card = check(model, report)
-        out.print(f"{model} is {card['name']}, recipe {card['recipe']}, as its card says.", highlight=False)
+        said = f"{model} is {card['name']}, recipe {card['recipe']}, as its card says."
+        out.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()
