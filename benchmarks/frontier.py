@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from export import budget, parity
 from export.__main__ import Display, sentences
@@ -184,8 +184,8 @@ def ratios(points: list[Point], what: str) -> dict[str, float]:
 
 def table(points: list[Point]) -> Table:
     prompt, decode = ratios(points, "prompt"), ratios(points, "decode")
-    shown = Table("as", box=None, pad_edge=False)
-    for column in ("MB", "perplexity", "mean KL", "same top", "prompt tok/s", "decode tok/s"):
+    shown = Table(Column("as", no_wrap=True), box=None, pad_edge=False)
+    for column in ("MB", "perplexity", "mean KL", "same top", "prompt", "decode"):
         shown.add_column(column, justify="right")
     for p in sorted(points, key=lambda p: p.n_bytes):
         shown.add_row(

@@ -21,13 +21,14 @@ from export.progress import Progress
 from tests import tiny_checkpoint
 
 
+@pytest.mark.slow
 def test_the_frontier_of_a_tiny_model(tmp_path: Path) -> None:
     base = tiny_checkpoint.write(tmp_path / "base", "smollm")
     (tmp_path / "text.txt").write_text("\n\n".join(tiny_checkpoint.TEXT), "utf-8")
     text, results, picture = tmp_path / "text.txt", tmp_path / "found.jsonl", tmp_path / "found.png"
     command = [
         sys.executable, "-m", "benchmarks.frontier", "--base", base, "--calibration", text, "--eval", text,
-        "--work", tmp_path / "work", "--n-tokens", "500", "--n-rounds", "2", "--max-mb", "0.11",
+        "--work", tmp_path / "work", "--n-tokens", "500", "--n-rounds", "1", "--max-mb", "0.11",
         "--results", results, "--picture", picture,
     ]  # fmt: skip
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
@@ -37,7 +38,7 @@ def test_the_frontier_of_a_tiny_model(tmp_path: Path) -> None:
     assert {"Q8_0", "Q4_K_M", "Q4_0", "Q4_0 + importance", "cpu", "cpu, auto 0.11 MB"} <= by_name.keys()
     assert by_name["Q8_0"]["mean_kl"] < by_name["Q4_0"]["mean_kl"]
     assert by_name["cpu, auto 0.11 MB"]["n_bytes"] <= 110_000
-    assert all(len(line["prompt"]) == len(line["decode"]) == 2 for line in lines)
+    assert all(len(line["prompt"]) == len(line["decode"]) == 1 for line in lines)
     assert picture.read_bytes().startswith(b"\x89PNG") and "cpu, auto 0.11 MB" in run.stdout
 
 
