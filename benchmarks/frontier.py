@@ -25,8 +25,8 @@ from export.__main__ import Display, sentences
 from export.compare import Difference
 from export.hub import locate
 from export.native import Array, Model, quantize
-from export.pipeline import Export, Options, Prepared, shapes_of, spread
-from export.recipe import Recipe
+from export.pipeline import Export, Options, Prepared, spread
+from export.recipe import Recipe, shapes_of
 from export.text import read_rows
 
 from . import facts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,25 +90,38 @@ def _values(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.bfloat16).mul_(scale)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of a few words, cut as Qwen's is. Token 0 is BOS, token 2 EOS."""
+def train_tokenizer(texts: Sequence[str], split: Sequence[Any], n_tokens: int) -> Tokenizer:
+    """A byte-level tokenizer of a few words. Token 0 may begin a text, token 2 ends an answer.
+
+    Args:
+        split: the pre-tokenizers, one after the other.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(split))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        TEXT,
+        texts,
         trainers.BpeTrainer(
-            vocab_size=400,
+            vocab_size=n_tokens,
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
+    return tokenizer
+
+
+def by_regex(pattern: str) -> list[Any]:
+    """Pre-tokenizers that cut as Llama 3 and Qwen do."""
+    return [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """As Qwen's, with few words."""
+    tokenizer = train_tokenizer(TEXT, by_regex(QWEN), 400)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -24,7 +24,10 @@ from .errors import InvalidRecipe
 from .families import Family, plain_name
 from .native import Array, rounded
 from .progress import Report, silent
-from .recipe import Recipe, n_bytes
+from .recipe import Recipe, n_bytes, shapes_of
+
+if TYPE_CHECKING:  # it loads transformers, which takes seconds; a wrong flag should be named before
+    from .reference import Reference
 
 DEPTHS = 10
 # Rounding error is estimated on this many rows of a matrix.
@@ -46,13 +49,13 @@ class Budget:
     def for_matrices(self, bf16: Path, recipe: Recipe) -> int:
         """Bytes that are left for matrices."""
         tensors = gguf.GGUFReader(bf16).tensors
-        shapes = {t.name: tuple(int(n) for n in t.shape[::-1]) for t in tensors}
         of_vectors = sum(int(t.n_bytes) for t in tensors if len(t.shape) < 2)
         if self.max_bytes is not None:
             header = bf16.stat().st_size - sum(int(t.n_bytes) for t in tensors)
             return self.max_bytes - header - of_vectors - ALIGNMENT * len(tensors)
         if self.bits is not None:
             return int(self.bits / 8 * sum(int(t.n_elements) for t in tensors)) - of_vectors
+        shapes = shapes_of(bf16)
         return sum(n_bytes(shapes[name], kind) for name, kind in recipe.types(shapes).items())
 
 
@@ -118,7 +121,7 @@ def split(shapes: Mapping[str, tuple[int, ...]], n_layers: int) -> dict[str, lis
 
 
 def measure(
-    model: Any,
+    reference: Reference,
     family: Family,
     bf16: Path,
     recipe: Recipe,
@@ -126,16 +129,16 @@ def measure(
     texts: Sequence[Sequence[int]],
     on_progress: Report = silent,
 ) -> list[Group]:
-    """Round one group at a time in `model`, a transformers model of the same weights as `bf16`."""
+    """Round one group at a time in `reference`, which has the same weights as `bf16`."""
     stored = {t.name: t for t in gguf.GGUFReader(bf16).tensors}
-    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in stored.items()}
+    shapes = shapes_of(bf16)
     parameters = {
         family.tensor_name(name): (name, parameter)
-        for path, parameter in model.named_parameters()
+        for path, parameter in reference.model.named_parameters()
         if (name := plain_name(path))
     }
     names = split(shapes, family.n_layers)
-    before = [_logits(model, tokens) for tokens in texts]
+    before = [reference.logits(tokens) for tokens in texts]
     found = []
     for done, (group, members) in enumerate(names.items()):
         kinds = recipe.ladder(members[0], shapes[members[0]])
@@ -150,8 +153,8 @@ def measure(
                 apart = torch.from_numpy(rounded(values, kinds[0], weights) - values)
                 change(parameter, family.unpermute(given, apart))
             difference = Difference()
-            for tokens, reference in zip(texts, before):
-                difference.add(tokens, reference, _logits(model, tokens))
+            for tokens, logits in zip(texts, before):
+                difference.add(tokens, logits, reference.logits(tokens))
         relative = tuple(float(e / errors[0]) if errors[0] else 0.0 for e in errors)
         found.append(Group(group, tuple(members), kinds, max(0.0, difference.mean_kl), relative))
         on_progress(done + 1, len(names))
@@ -192,12 +195,6 @@ def choose(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], max_b
 def types(choices: Sequence[Choice]) -> dict[str, str]:
     """The type of every matrix."""
     return {name: choice.kind for choice in choices for name in choice.group.tensors}
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def _logits(model: Any, tokens: Sequence[int]) -> Array:
-    found: Array = model(torch.tensor([list(tokens)])).logits[0].float().numpy()
-    return found
 
 
 def _error(values: Array, other: Array, importance: Array | None) -> float:

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from . import budget, card, imatrix, parity, recipe, retention
 from .budget import Budget
 from .checkpoint import Checkpoint
@@ -25,6 +23,7 @@ from .merge import Adapter, Merged
 from .native import Array, Model, quantize
 from .progress import Progress, Report
 from .provenance import MEASURED, Provenance, read_provenance, stamp
+from .recipe import shapes_of
 from .text import Row, read_rows
 from .unpack import unpack
 from .vocabulary import read_vocabulary
@@ -187,9 +186,7 @@ class Export:
 
         def measure(report: Report) -> None:
             texts = self._calibration_texts(reference, SENSITIVITY_TOKENS)
-            groups = budget.measure(
-                reference.get.model, family, bf16, self.recipe, means or {}, texts, report
-            )
+            groups = budget.measure(reference.get, family, bf16, self.recipe, means or {}, texts, report)
             card.write(path, [dataclasses.asdict(group) for group in groups])
 
         self._step("sensitivity", path, [bf16, self.options.calibration, self.recipe.ladders], measure)
@@ -313,20 +310,12 @@ class _Lazy:
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self._base, self._adapter = base, adapter
-        self._loaded: Any = None
 
-    @property
+    @cached_property
     def get(self) -> Any:
         from .reference import Reference
 
-        if self._loaded is None:
-            self._loaded = Reference(self._base, self._adapter)
-        return self._loaded
-
-
-def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """(rows, row length) of every tensor of a GGUF."""
-    return {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(path).tensors}
+        return Reference(self._base, self._adapter)
 
 
 def spread(rows: list[Row]) -> list[Row]:

@@ -95,6 +95,11 @@ def _first(patterns: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...
     return next((kinds for pattern, kinds in patterns.items() if fnmatchcase(name, pattern)), None)
 
 
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """(rows, row length) of every tensor of a GGUF, by name."""
+    return {t.name: tuple(int(n) for n in t.shape[::-1]) for t in gguf.GGUFReader(path).tensors}
+
+
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
     """What a matrix takes in a type."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -22,6 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.shapes import by_regex, train_tokenizer
 from export.vocabulary import LLAMA3, QWEN
 
 TEXT = [
@@ -45,28 +46,12 @@ FAMILIES = ("smollm", "llama3", "qwen2", "qwen3")
 
 @functools.cache
 def _tokenizer(family: str) -> str:
-    regex = LLAMA3 if family == "llama3" else QWEN
-    split = {
-        "smollm": [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ],
-    }.get(family) or [
-        pre_tokenizers.Split(Regex(regex), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    smollm = [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
     ]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        TEXT,
-        trainers.BpeTrainer(
-            vocab_size=600,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    split = smollm if family == "smollm" else by_regex(LLAMA3 if family == "llama3" else QWEN)
+    tokenizer = train_tokenizer(TEXT, split, 600)
     if family == "llama3":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]

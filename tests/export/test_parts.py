@@ -147,8 +147,10 @@ def test_the_sensitive_matrix_gets_the_bits() -> None:
 
 
 def test_matrices_are_split_by_kind_and_depth() -> None:
-    names = [f"blk.{i}.{k}.weight" for i in range(7) for k in ("ffn_up", "attn_v")] + ["token_embd.weight"]
-    found = budget.split(dict.fromkeys(names, (4, 4)) | {"output_norm.weight": (4,)}, 7)
+    depth = 3 * budget.DEPTHS - 1
+    names = [f"blk.{i}.{k}.weight" for i in range(depth) for k in ("ffn_up", "attn_v")]
+    names.append("token_embd.weight")
+    found = budget.split(dict.fromkeys(names, (4, 4)) | {"output_norm.weight": (4,)}, depth)
     assert sorted(n for group in found.values() for n in group) == sorted(names)
     assert len(found) == 2 * budget.DEPTHS + 1 and found["token_embd"] == ["token_embd.weight"]
     for group, members in found.items():
