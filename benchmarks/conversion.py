@@ -24,6 +24,12 @@ from . import facts
 from .processes import MemorySampler
 
 RESULTS = Path(__file__).parent / "results" / "conversion.jsonl"
+err = Console(stderr=True)
+QUANTIZE = """
+import json, pathlib, sys
+from export.native import quantize
+quantize(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))
+"""
 STEP = re.compile(r"(\w+) +([\d.]+) s")
 
 
@@ -31,6 +37,7 @@ def main(
     base: Annotated[Path, typer.Argument(help="Model folder, such as benchmarks.shapes writes.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     target: Annotated[str, typer.Option(help="Recipe.")] = "cpu",
+    adapter: Annotated[Optional[Path], typer.Option(help="LoRA adapter to merge.")] = None,  # noqa: UP045
     llama_quantize: Annotated[Optional[Path], typer.Option(help="llama.cpp's program.")] = None,  # noqa: UP045
     results: Annotated[Path, typer.Option(help="JSON lines are added here.")] = RESULTS,
 ) -> None:
@@ -39,37 +46,67 @@ def main(
         sys.executable, "-m", "export", "--base", base, "--target", target, "--out", out, "--keep-bf16",
         "--skip", "parity", "--skip", "retention",
     ]  # fmt: skip
-    began = time.perf_counter()
+    if adapter:
+        command += ["--adapter", adapter]
+    steps: dict[str, float] = {}
+    peaks: dict[str, int | None] = {}
+    began = at = time.perf_counter()
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
         with MemorySampler(process.pid) as memory:
-            said = process.stderr.read() if process.stderr else ""
+            for line in process.stderr or ():
+                err.print(line.rstrip(), highlight=False)
+                now = time.perf_counter()
+                for name, seconds in STEP.findall(line):
+                    steps[name], peaks[name] = float(seconds), memory.peak_bytes_between(at, now)
+                at = now
         wall = time.perf_counter() - began
     if process.returncode:
-        raise typer.BadParameter(said.strip()[-300:])
-    steps = {name: float(seconds) for name, seconds in STEP.findall(said)}
+        raise typer.Exit(process.returncode)
     found: dict[str, object] = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": facts.machine(),
-        "versions": facts.versions(), "commit": facts.git_commit(), "base": base.name, "target": target,
-        "bytes": (out / "model.gguf").stat().st_size, "wall_s": wall, "steps_s": steps,
-        "peak_pss_bytes": memory.peak_bytes,
+        "versions": facts.versions(), "commit": facts.git_commit(), "base": base.name,
+        "target": Path(target).stem, "adapter": adapter is not None,
+        "bytes": (out / "model.gguf").stat().st_size,
+        "wall_s": wall, "steps_s": steps, "peak_pss_bytes": peaks,
     }  # fmt: skip
     if llama_quantize:
-        types = json.loads((out / "model.json").read_text("utf-8"))["types"]
-        rules = [
-            w for n, kind in types.items() for w in ("--tensor-type", f"^{re.escape(n)}$={kind.lower()}")
-        ]
-        theirs = out / "llama-quantize.gguf"
-        began = time.perf_counter()
-        subprocess.run(
-            [llama_quantize, *rules, out / "model-bf16.gguf", theirs, "Q4_0"], check=True, capture_output=True
-        )
-        found["llama_quantize_s"] = time.perf_counter() - began
-        found["same_types"] = card.types_of(theirs) == card.types_of(out / "model.gguf")
-        theirs.unlink()
+        found |= _in_turn(llama_quantize, out)
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     Console().print_json(data=found)
+
+
+def _in_turn(program: Path, folder: Path) -> dict[str, object]:
+    """Seconds of llama-quantize and of ours for the same file and types, and our memory."""
+    source, theirs, ours = folder / "model-bf16.gguf", folder / "theirs.gguf", folder / "ours.gguf"
+    types = json.loads((folder / "model.json").read_text("utf-8"))["types"]
+    rules = [w for n, kind in types.items() for w in ("--tensor-type", f"^{re.escape(n)}$={kind.lower()}")]
+    commands = {
+        "llama_quantize_s": [program, *rules, source, theirs, "Q4_0"],
+        "quantize_s": [sys.executable, "-c", QUANTIZE, source, ours, json.dumps(types)],
+    }
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    peaks = []
+    for name in ("llama_quantize_s", "quantize_s", "quantize_s", "llama_quantize_s"):
+        err.print(name.removesuffix("_s").replace("_", "-"), "…")
+        began = time.perf_counter()
+        with (
+            subprocess.Popen(
+                list(map(str, commands[name])), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ) as process,
+            MemorySampler(process.pid) as memory,
+        ):
+            status = process.wait()
+        if status:
+            raise typer.Exit(status)
+        found[name].append(time.perf_counter() - began)
+        if name == "quantize_s":
+            peaks.append(memory.peak_bytes)
+    same = card.types_of(theirs) == card.types_of(ours)
+    theirs.unlink()
+    ours.unlink()
+    return {**found, "same_types": same, "quantize_peak_pss_bytes": peaks}
 
 
 if __name__ == "__main__":

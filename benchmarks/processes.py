@@ -259,7 +259,10 @@ class MemorySampler:
 
     @property
     def peak_bytes(self) -> int | None:
-        return max((size for _, size in self.samples), default=None)
+        return self.peak_bytes_between(float("-inf"), float("inf"))
+
+    def peak_bytes_between(self, start: float, end: float) -> int | None:
+        return max((size for at, size in self.samples if start <= at <= end), default=None)
 
     def growth(self, start: float, end: float) -> float | None:
         """Peak in the last quarter of this time over the peak in the first; None if unknown."""

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import torch
 import typer
@@ -83,6 +83,26 @@ def write(folder: Path, name: str, seed: int = 0, on_progress: Report = silent, 
     return folder
 
 
+def write_adapter(folder: Path, name: str, seed: int = 1, rank: int = 16) -> Path:
+    """Write a random LoRA adapter of all matrices of the layers, in peft's form."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    matrices = {
+        n: shape for n, shape in Family.of(MODELS[name]).shapes().items() if n.endswith("proj.weight")
+    }
+    for weight, (n_out, n_in) in matrices.items():
+        module = "base_model.model." + weight.removesuffix(".weight")
+        tensors[f"{module}.lora_A.weight"] = _values((rank, n_in), generator)
+        tensors[f"{module}.lora_B.weight"] = _values((n_out, rank), generator) / 100
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({weight.split(".")[-2] for weight in matrices})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
+              "target_modules": targets, "base_model_name_or_path": f"{name}-synthetic"}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
 def _values(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
@@ -135,12 +155,15 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Where the checkpoint goes: 15 GB for 7B.")],
     name: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = next(iter(MODELS)),
     seed: int = 0,
+    adapter: Annotated[Optional[Path], typer.Option(help="Write a random adapter as well, here.")] = None,  # noqa: UP045
 ) -> None:
     """Write a synthetic checkpoint with the exact shapes of a published model."""
     if name not in MODELS:
         raise typer.BadParameter(f"{name} is not among {', '.join(MODELS)}", param_hint="--name")
     with Display() as display, display.step("weights") as report:
         write(folder, name, seed, report)
+    if adapter:
+        write_adapter(adapter, name, seed + 1)
     Console(stderr=True).print(f"{folder}: synthetic weights in the shapes of {name}.", highlight=False)
 
 

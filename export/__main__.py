@@ -40,7 +40,7 @@ def export(
     base: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Model folder in Hugging Face's form, a GGUF file, or a name on the hub: organization/name."
+            help="Model folder in Hugging Face's form, GGUF file, organization/name on the hub, or embedded."
         ),
     ] = None,
     adapter: Annotated[Optional[Path], typer.Option(help="LoRA adapter folder that peft saved.")] = None,  # noqa: UP045
@@ -158,6 +158,24 @@ def lora(
         with Display() as display, display.step("lora") as report:
             write(Adapter(adapter), Family.of(config), file, report)
         out.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False)
+
+
+@app.command(name="unpack")
+def unpack_command(
+    model: Annotated[str, typer.Argument(help="A GGUF file, or embedded for the package's SmolLM2.")],
+    folder: Annotated[Path, typer.Argument(help="Where the folder in Hugging Face's form goes.")],
+) -> None:
+    """Write a GGUF as a folder that torch reads: to train it, for example."""
+    with sentences():
+        from .hub import locate
+        from .unpack import unpack
+
+        path, _ = locate(model)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ExportError(f"{folder} exists and is no empty folder; take another, or remove it.")
+        with Display() as display, display.step("unpack") as report:
+            unpack(path, folder, report)
+        out.print(f"{folder} holds {path.name} as transformers reads it.", highlight=False, soft_wrap=True)
 
 
 class Rate(ProgressColumn):

