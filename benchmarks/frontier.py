@@ -214,12 +214,15 @@ def draw(points: list[Point], path: Path) -> None:
         for p in points:
             colour = "#0b6e5f" if p.ours else "#8a8f98"
             axis.scatter(x[p.name], p.mean_kl, color=colour, marker="o" if p.ours else "s", zorder=3)
-            axis.annotate(p.name, (x[p.name], p.mean_kl), xytext=(5, 3), textcoords="offset points",
-                          fontsize=7, color=colour)  # fmt: skip
+            # To the left where another point at this height lies to the right.
+            at_height = (q for q in points if q is not p and 0.9 < q.mean_kl / p.mean_kl < 1.1)
+            side = -1 if any(x[q.name] > x[p.name] for q in at_height) else 1
+            axis.annotate(p.name, (x[p.name], p.mean_kl), xytext=(side * 5, 3), textcoords="offset points",
+                          ha="left" if side > 0 else "right", fontsize=7, color=colour)  # fmt: skip
         axis.set_xlabel(label)
         axis.set_yscale("log")
         axis.grid(alpha=0.25, which="both")
-        axis.margins(x=0.25)
+        axis.margins(x=0.36)
     axes[0].set_ylabel("mean KL to BF16, nats a token (less is better)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

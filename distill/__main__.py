@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from .errors import DistillError
 from .progress import Progress, Report
@@ -40,15 +41,21 @@ def main() -> None:
 @app.command()
 def run(
     config: File,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Check and print the plan; load no model.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, print what it needs; load no model.")
+    ] = False,
 ) -> None:
-    """All stages: train every model of the file, ask teachers for logits, evaluate."""
-    with sentences(), opened(config) as stages:
-        stages.traces()
-        for name in stages.config.models:
-            stages.logits(name)
-            stages.train(name)
-        _report(stages)
+    """All stages: traces, then logits and training of every model of the file, evaluation."""
+    with sentences():
+        if dry:
+            _dry_run(config)
+            return
+        with opened(config) as stages:
+            stages.traces()
+            for name in stages.config.models:
+                stages.logits(name)
+                stages.train(name)
+            _report(stages)
 
 
 @app.command()
@@ -79,6 +86,55 @@ def evaluate(config: File) -> None:
     """Compare base, teachers and students on the development rows."""
     with sentences(), opened(config) as stages:
         _report(stages)
+
+
+def _dry_run(path: Path) -> None:
+    from itertools import chain
+
+    from .config import load
+    from .data import check_apart, read_all
+    from .plan import plan
+
+    config = load(path)
+    train, development = (
+        list(chain(*read_all(of, config.seed))) for of in (config.data.train, config.data.development)
+    )
+    check_apart(train, development)
+    plans = plan(config, train)
+    columns = (
+        "model",
+        "weights learn",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "a device",
+        "time",
+    )
+    table = Table(*columns, box=None, pad_edge=False)
+    assert config.machine
+    room = config.machine.memory_gb
+    for found in plans:
+        sizes = (found.weights, found.gradients, found.optimizer, found.activations, found.logits)
+        total = f"{found.total / 1e9:.1f} GB"
+        table.add_row(
+            found.name,
+            f"{found.trained / 1e6:,.1f} M of {found.parameters / 1e6:,.0f} M",
+            *(f"{size / 1e9:.1f} GB" for size in sizes),
+            f"[bold red]{total} of {room:g}[/]" if found.total > room * 1e9 else f"{total} of {room:g}",
+            f"{found.seconds / 3600:.1f} h",
+        )
+    out.print(f"{len(train):,} training rows, {len(development):,} development rows; no question is in both.")
+    if config.traces:
+        asked = len(train) * config.traces.samples
+        out.print(f"{asked:,} answers are asked of {config.traces.model}, {config.traces.in_flight} at once.")
+    out.print(table)
+    if large := [found.name for found in plans if found.total > room * 1e9]:
+        raise DistillError(
+            f"{large[0]} does not fit into {room:g} GB: take a smaller micro_batch or max_tokens, "
+            "gradient_checkpointing, quantized_base, or more devices with fsdp."
+        )
 
 
 def _report(stages: Any) -> None:

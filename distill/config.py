@@ -30,11 +30,13 @@ class Source(_Table):
     Attributes:
         forms: how a multiple-choice row is asked: "letter" lists the options, "text" asks for the answer in
             words, "reason" wants the rationale first. Each gives an example of its own.
+        share: of the rows, chosen by a stable hash of their id.
         repeat: how often an epoch sees each row.
     """
 
     file: Path
     forms: tuple[Literal["letter", "text", "reason"], ...] = ("letter",)
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     repeat: Positive = 1
 
 
@@ -148,6 +150,38 @@ class Training(_Table):
     quantized_base: bool = False
 
 
+class Shape(_Table):
+    """A base's dimensions, for a plan where its config.json cannot be read."""
+
+    layers: Positive
+    hidden: Positive
+    intermediate: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    vocab: Positive
+    tied: bool = False
+    biases: bool = False
+
+
+class Machine(_Table):
+    """What a plan is made for.
+
+    Attributes:
+        tflops: of a device, dense, in the training's precision.
+        utilization: the share of it that training reaches.
+        fsdp: weights, gradients and optimizer are spread over the devices.
+        tokens_per_trace: what a teacher's answer is expected to take.
+    """
+
+    devices: Positive = 1
+    memory_gb: Annotated[float, Field(gt=0)]
+    tflops: Annotated[float, Field(gt=0)]
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
+    fsdp: bool = False
+    tokens_per_trace: Positive = 1200
+
+
 class Model(_Table):
     """One training: the base with a LoRA adapter, or with all its weights.
 
@@ -163,6 +197,7 @@ class Model(_Table):
     method: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
     distillation: Distillation | None = None
+    shape: Shape | None = None
     traces: bool = False
     training: Training = Training()
 
@@ -179,6 +214,7 @@ class Config(_Table):
     seed: int = 0
     data: Data
     traces: Traces | None = None
+    machine: Machine | None = None
     models: dict[str, Model] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -214,7 +250,9 @@ def load(path: Path) -> Config:
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
-        raise InvalidConfig(f"{path}: {_said(error.errors()[0])}.") from None
+        # A key that is misspelled is also missing: the first is what the user sees.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        raise InvalidConfig(f"{path}: {_said(first)}.") from None
     return _beside(config, path.parent)
 
 

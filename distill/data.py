@@ -124,9 +124,11 @@ def _row(where: str, line: str) -> Row:
     )
 
 
-def read_all(sources: Sequence[Source]) -> list[list[Row]]:
-    """The rows of each source."""
-    return [read_rows(source.file) for source in sources]
+def read_all(sources: Sequence[Source], seed: int = 0) -> list[list[Row]]:
+    """The share of each source's rows that is asked for."""
+    return [
+        [row for row in read_rows(source.file) if share(row.id, seed) < source.share] for source in sources
+    ]
 
 
 def check_apart(train: Iterable[Row], development: Iterable[Row]) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from .data import IGNORE, ChatForm, Example, Row, batch, chunks
+from .data import ChatForm, Example, Row, batch, chunks
+from .logits import at_answers
 from .losses import cross_entropy
 from .progress import Report, silent
 
@@ -57,13 +58,10 @@ def nats(
     done, total = 0, sum(len(example.tokens) for example in examples)
     for some in chunks(order, size):
         inputs = {name: t.to(device) for name, t in batch([examples[i] for i in some], pad).items()}
-        labels = inputs.pop("labels")
-        logits = model(**inputs, logits_to_keep=labels.shape[1]).logits[:, :-1]
-        labels = labels[:, 1:]
-        for row, i in enumerate(some):
-            wanted = labels[row] != IGNORE
-            sums[i] = float(cross_entropy(logits[row][wanted], labels[row][wanted]).double().sum())
-            counts[i] = int(wanted.sum())
+        logits, targets, wanted = at_answers(model, model.get_output_embeddings(), inputs)
+        lengths = wanted.sum(-1).tolist()
+        for i, n, of_row in zip(some, lengths, cross_entropy(logits, targets).split(lengths)):
+            sums[i], counts[i] = float(of_row.double().sum()), n
         done += sum(len(examples[i].tokens) for i in some)
         on_progress(done, total)
     return sums, counts

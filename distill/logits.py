@@ -30,18 +30,37 @@ def key(example: Example) -> str:
     return hashlib.sha256(tokens.tobytes()).hexdigest()[:24]
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def top(model: Any, inputs: dict[str, Tensor], k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The k most probable tokens at the positions before each answer token, and their log-probabilities.
+def at_answers(model: Any, head: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model expects before every answer token, computed for those only.
+
+    A vocabulary is a fifth of a small model's work, and prompts and padding need none of it.
+
+    Args:
+        head: the model's output matrix, `get_output_embeddings()` of what `model` may wrap.
+        inputs: see `data.batch`.
 
     Returns:
-        ids and log-probabilities at this temperature, each (n_rows, n_last - 1, k), see `data.batch`.
+        logits (n, n_vocab), the tokens that are there (n,), and where they are in `labels[:, 1:]`.
     """
     given = dict(inputs)
-    n_last = given.pop("labels").shape[1]
-    logits = model(**given, logits_to_keep=n_last).logits[:, :-1].float() / temperature
-    values, ids = logits.topk(k, -1)
-    return ids, values - logits.logsumexp(-1, keepdim=True)
+    labels = given.pop("labels")
+    targets = labels[:, 1:]
+    wanted = targets != IGNORE
+    before = torch.nn.functional.pad(wanted, (0, 1))
+    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][before],))
+    try:
+        logits = model(**given, logits_to_keep=labels.shape[1]).logits
+    finally:
+        hook.remove()
+    return logits, targets[wanted], wanted
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def top(model: Any, inputs: dict[str, Tensor], k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The k most probable tokens before each answer token, and their log-probabilities: (n, k) each."""
+    logits, _, _ = at_answers(model, model.get_output_embeddings(), inputs)
+    values, ids = (logits.float() / temperature).topk(k, -1)
+    return ids, values - (logits.float() / temperature).logsumexp(-1, keepdim=True)
 
 
 def check_same_tokenizer(teacher: Any, student: Any) -> None:
@@ -112,12 +131,11 @@ class Cache:
                 some = missing[start : start + size]
                 inputs = {name: tensor.to(device) for name, tensor in batch(some, pad).items()}
                 ids, logp = top(model, inputs, self.k, self._form["temperature"])
-                wanted = inputs["labels"][:, 1:] != IGNORE
+                ids_file.write(ids.cpu().numpy().astype(self.dtype).tobytes())
+                logp_file.write(logp.cpu().numpy().astype(np.float16).tobytes())
                 lines = []
-                for row, example in enumerate(some):
+                for example in some:
                     n = len(example.tokens) - example.n_prompt
-                    ids_file.write(ids[row][wanted[row]].cpu().numpy().astype(self.dtype).tobytes())
-                    logp_file.write(logp[row][wanted[row]].cpu().numpy().astype(np.float16).tobytes())
                     self.index[key(example)] = (self.n_tokens, n)
                     lines.append(json.dumps([key(example), self.n_tokens, n]))
                     self.n_tokens += n

@@ -39,8 +39,8 @@ class Run:
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.config, self.progress = config, progress
-        self._train = read_all(config.data.train)
-        self._development = read_all(config.data.development)
+        self._train = read_all(config.data.train, config.seed)
+        self._development = read_all(config.data.development, config.seed)
         check_apart(chain(*self._train), chain(*self._development))
         self._examples: dict[tuple[str, bool], tuple[list[Example], Counts]] = {}
         self._chats: dict[str, ChatForm] = {}
@@ -121,7 +121,9 @@ class Run:
         elif taught:
             self._alone("logits", lambda: self.logits(name))
             known_logits = self._cache(given, taught)
-        student = models.load(given.base, torch.float32, given.training.quantized_base)
+        # Frozen weights need no more than what they are multiplied in.
+        held = torch.float32 if given.method == "full" else dtype
+        student = models.load(given.base, held, given.training.quantized_base)
         if given.method == "lora":
             student = models.adapt(student, given.lora, given.published_as or given.base, self.config.seed)
         n_trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
