@@ -31,6 +31,7 @@ class Row:
 
     Attributes:
         options: choices by letter, for multiple choice; `answer` is then the letter.
+        source, license: of the data set, for the card.
         where: file and line.
     """
 
@@ -41,6 +42,8 @@ class Row:
     context: str
     rationale: str
     language: str
+    source: str
+    license: str
     where: str
 
     @property
@@ -120,6 +123,8 @@ def _row(where: str, line: str) -> Row:
         context="\n".join(map(str, context)) if isinstance(context, list) else str(context),
         rationale=str(value.get("rationale") or ""),
         language=str(value.get("language") or ""),
+        source=str(value.get("source") or ""),
+        license=str(value.get("license") or ""),
         where=where,
     )
 

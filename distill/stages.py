@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from . import card
 from . import model as models
 from . import train as training
 from .config import Config, Distillation, Model, Source
@@ -131,6 +132,12 @@ class Run:
             f"{name}: {n_trained:,} of {student.num_parameters():,} weights learn from "
             f"{counts.examples:,} examples ({counts.answer_tokens:,} answer tokens)"
         )
+        context = student.config.max_position_embeddings
+        if self.config.data.max_tokens > context:
+            raise InvalidConfig(
+                f"data.max_tokens = {self.config.data.max_tokens} is more than the {context} that "
+                f"{given.base} was made for."
+            )
         began = time.time()
         if training.is_first():
             folder.mkdir(exist_ok=True)
@@ -141,6 +148,8 @@ class Run:
         if not training.is_first():
             return
         draw(log, folder / "curves.png", name)
+        product = folder / ("adapter" if given.method == "lora" else "model")
+        card.write(product, name, given, chain(*self._train), found)
         write(
             folder / "run.json",
             self._facts()

@@ -138,7 +138,7 @@ def test_a_batch_ends_with_its_answers(lengths: list[tuple[int, int]]) -> None:
 
 @given(ids=st.lists(st.text(min_size=1), min_size=5, max_size=30, unique=True), n=st.integers(1, 5))
 def test_a_pick_does_not_depend_on_order(ids: list[str], n: int) -> None:
-    given = [data.Row(id, "q", "a", {}, "", "", "", "") for id in ids]
+    given = [data.Row(id, "q", "a", {}, "", "", "", "", "", "") for id in ids]
     assert [row.id for row in data.pick(given, n)] == [row.id for row in data.pick(given[::-1], n)]
 
 

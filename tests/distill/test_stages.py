@@ -73,6 +73,8 @@ def test_teacher_logits_student_and_table(base: Path, tmp_path: Path) -> None:
     assert told["examples"]["answer_tokens"] and told["tokens_per_s"] > 0 and told["steps"] == 10
     assert any("from_teacher" in entry for entry in told["log"])
     assert (tmp_path / "out/student/curves.png").stat().st_size > 10_000
+    card = (tmp_path / "out/student/adapter/README.md").read_text()
+    assert "Taught by teacher: forward_kl" in card and "Not a medical device" in card
     adapter = load_file(tmp_path / "out/student/adapter/adapter_model.safetensors")
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
@@ -167,3 +169,33 @@ def test_trained_once_is_not_trained_again(base: Path, tmp_path: Path, killed: A
     rows.run(path).train("student")
     with pytest.raises(DistillError, match="holds a training with other settings"):
         rows.run(rows.config(tmp_path, base, DROPOUT, seed=1)).train("student")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("rank = 4", 'targets = ["query"]'), r"LoRA target 'query' matches no matrix of .*q_proj"),
+        (("rank = 4", 'layers = "5"'), "numbers from 0 to 1"),
+        (("batch = 4", "batch = 5"), "batch = 5 is no multiple of micro_batch = 2"),
+        (('base = "BASE"', 'base = "nowhere.gguf"'), "python -m export unpack"),
+        (("evaluate_every = 3", "quantized_base = true"), "needs CUDA and bitsandbytes"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(
+    base: Path, tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    models = DROPOUT.replace(*change)
+    with pytest.raises(DistillError, match=said):
+        rows.run(rows.config(tmp_path, base, models)).train("student")
+
+
+def test_more_tokens_than_the_context(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=r"max_tokens = 1024 is more than the 512"):
+        rows.run(rows.config(tmp_path, base, DROPOUT, data="max_tokens = 1024")).train("student")
+
+
+def test_a_teacher_with_other_tokens_is_refused(base: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint.write(tmp_path / "other", "llama3")
+    taught = f'distillation = {{ teacher = "{other}" }}\n'
+    with pytest.raises(DistillError, match=r"have different tokenizers .* \(traces\)"):
+        rows.run(rows.config(tmp_path, base, DROPOUT + taught)).logits("student")

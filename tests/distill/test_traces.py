@@ -24,8 +24,10 @@ from tests.distill import rows
 from tests.distill.endpoint import Endpoint, completion
 
 RULES = Traces(endpoint="http://127.0.0.1:1/v1", model="m")
-CHOICE = Row("c", "Which comes first?", "B", {"A": "rest", "B": "a test", "C": "surgery"}, "", "", "en", "")
-OPEN = Row("o", "What is done about fever?", "Much.", {}, "", "", "en", "")
+CHOICE = Row(
+    "c", "Which comes first?", "B", {"A": "rest", "B": "a test", "C": "surgery"}, "", "", "en", "", "", ""
+)
+OPEN = Row("o", "What is done about fever?", "Much.", {}, "", "", "en", "", "", "")
 LONG = "Drink enough, rest, and measure the fever again after six hours."
 
 
