@@ -238,7 +238,7 @@ def train(
     """
     keep_memory()
     options = given.training
-    arguments = _arguments(options, folder, seed, dtype, len(material.train))
+    arguments = arguments_of(options, folder, seed, dtype, len(material.train))
     times = Times()
     callbacks: list[Any] = [times]
     if options.patience:
@@ -280,7 +280,7 @@ def _first(history: list[dict[str, Any]], name: str) -> float | None:
     return next((entry[name] for entry in history if name in entry), None)
 
 
-def _arguments(
+def arguments_of(
     options: Training, folder: Path, seed: int, dtype: torch.dtype, n_examples: int
 ) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
