@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import Config, Model, Shape
+from .config import Config, Machine, Model, Shape
 from .data import Row
 from .errors import InvalidConfig
 
@@ -51,6 +51,19 @@ def plan(config: Config, train: Sequence[Row]) -> list[Plan]:
     return [_of(name, model, config, train) for name, model in config.models.items()]
 
 
+def utilization(machine: Machine, model: Model, parameters: int, tokens_per_s: float, devices: int) -> float:
+    """The share of the devices' peak that training reaches (model FLOPs utilisation).
+
+    What has to be computed counts, and not what is computed twice to save memory.
+    """
+    return tokens_per_s * _passes(model) * parameters / (devices * machine.tflops * 1e12)
+
+
+def _passes(model: Model) -> int:
+    """Operations for each token and weight, computed once each."""
+    return 6 if model.method == "full" else 4
+
+
 def _of(name: str, model: Model, config: Config, rows: Sequence[Row]) -> Plan:
     machine, options = config.machine, model.training
     assert machine
@@ -78,8 +91,7 @@ def _of(name: str, model: Model, config: Config, rows: Sequence[Row]) -> Plan:
             min((len(row.asked) + len(row.answer)) // CHARS_PER_TOKEN, config.data.max_tokens) for row in rows
         )
     tokens = math.ceil(tokens * options.epochs)
-    passes = 4 + 2 * (model.method == "full") + 2 * options.gradient_checkpointing
-    flops = tokens * passes * parameters
+    flops = tokens * (_passes(model) + 2 * options.gradient_checkpointing) * parameters
     return Plan(
         name,
         parameters,

@@ -27,6 +27,7 @@ from .data import ChatForm, Counts, Example, Row, check_apart, chunks, examples_
 from .errors import DistillError, InvalidConfig
 from .evaluate import Answers, choose, nats
 from .logits import Cache, check_same_tokenizer
+from .plan import utilization
 from .progress import Progress, Report, silent
 from .traces import PROMPT_VERSION, Teacher, accepted
 
@@ -147,6 +148,11 @@ class Run:
         log = found.pop("log")
         if not training.is_first():
             return
+        if self.config.machine and found["tokens_per_s"]:
+            found["utilization"] = utilization(
+                self.config.machine, given, student.num_parameters(), found["tokens_per_s"], found["devices"]
+            )
+        self.progress.say(told(name, found))
         draw(log, folder / "curves.png", name)
         product = folder / ("adapter" if given.method == "lora" else "model")
         card.write(product, name, given, chain(*self._train), found)
@@ -313,12 +319,11 @@ class Run:
     def _key(self, given: Model) -> str:
         """Of all that a training depends on."""
         taught = given.distillation
-        parts = [
-            given.model_dump(mode="json"),
-            self.config.seed,
-            self._hashes,
-            self.config.data.model_dump(mode="json"),
-        ]
+        rows = {"__all__": {"file"}}  # their content counts, not where they lie
+        data = self.config.data.model_dump(
+            mode="json", exclude={"general": True, "train": rows, "development": rows}
+        )
+        parts = [given.model_dump(mode="json"), self.config.seed, self._hashes, data]
         if taught and taught.teacher in self.config.models:
             parts.append(self._key(self.config.models[taught.teacher]))
         if given.traces and self._traces_file.exists():
@@ -342,6 +347,17 @@ class Run:
         """Work that one process does before many train."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             work()
+
+
+def told(name: str, facts: dict[str, Any]) -> str:
+    """A training in a line."""
+    words = [f"development loss {facts['development_loss_before']:.3f} -> {facts['development_loss']:.3f}"]
+    if facts["tokens_per_s"]:
+        words.append(f"{facts['tokens_per_s']:,.0f} tokens/s")
+    if "utilization" in facts:
+        words.append(f"{facts['utilization']:.0%} of the devices' peak")
+    words.append(f"at most {facts['peak_memory_bytes'] / 1e9:.1f} GB")
+    return f"{name}: " + ", ".join(words)
 
 
 def autocast(dtype: torch.dtype) -> Any:

@@ -291,6 +291,7 @@ def arguments_of(
             f"{world} processes."
         )
     steps = max(1, math.ceil(n_examples * options.epochs / options.batch))
+    every = min(options.evaluate_every, steps)
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=seed,
@@ -308,13 +309,13 @@ def arguments_of(
         gradient_checkpointing=options.gradient_checkpointing,
         eval_strategy="steps",
         save_strategy="steps",
-        eval_steps=options.evaluate_every,
-        save_steps=options.evaluate_every,
+        eval_steps=every,
+        save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        logging_steps=max(1, min(10, options.evaluate_every)),
+        logging_steps=min(10, every),
         remove_unused_columns=False,
         label_names=["labels"],
         report_to=[],

@@ -53,3 +53,10 @@ def test_a_plan_without_dimensions_names_them(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidConfig, match=r"dimensions of .*nowhere are not known here .* models.m.shape"):
         plan.plan(config.load(path), [])
+
+
+def test_utilization_is_what_was_computed_of_what_could_be() -> None:
+    machine = config.Machine(memory_gb=80, tflops=100)
+    lora, full = (config.Model(base="x", method="lora"), config.Model(base="x", method="full"))
+    assert plan.utilization(machine, lora, 10**9, 5000, 1) == pytest.approx(0.2)
+    assert plan.utilization(machine, full, 10**9, 5000, 2) == pytest.approx(0.15)
