@@ -147,9 +147,11 @@ def _trl(student: Any, arguments: Any, examples: Any, pad: int, clock: _Clock) -
         "input_ids": [list(e.tokens) for e in examples],
         "labels": [[IGNORE] * e.n_prompt + list(e.tokens[e.n_prompt :]) for e in examples],
     }
-    same = ("output_dir", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
-            "learning_rate", "lr_scheduler_type", "max_grad_norm", "bf16", "fp16", "save_strategy", "use_cpu",
-            "report_to", "logging_steps", "dataloader_pin_memory")  # fmt: skip
+    same = (
+        "output_dir", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
+        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "fp16",
+        "save_strategy", "use_cpu", "report_to", "logging_steps", "dataloader_pin_memory",
+    )  # fmt: skip
     settings = SFTConfig(
         **{name: getattr(arguments, name) for name in same}, train_sampling_strategy="sequential",
         max_length=None, gradient_checkpointing=False,
