@@ -24,7 +24,7 @@ from export.budget import Budget
 from export.checkpoint import Checkpoint
 from export.compare import Difference
 from export.convert import convert
-from export.errors import GateFailed, InvalidBase, InvalidRecipe
+from export.errors import ExportError, GateFailed, InvalidBase, InvalidRecipe
 from export.families import Family
 from export.hub import locate
 from export.merge import Adapter, Merged
@@ -469,3 +469,50 @@ def test_a_gguf_is_unpacked_for_training(made: Any, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
     again = CliRunner().invoke(app, ["unpack", str(model), str(folder)])
     assert again.exit_code == 1 and "exists and is no empty folder" in again.stderr
+
+
+def _other_family(base: Path) -> None:
+    tiny_checkpoint.edit_json(base / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
+
+
+def _other_shape(base: Path) -> None:
+    tiny_checkpoint.edit_json(base / "config.json", intermediate_size=160)
+
+
+def _few_rows(base: Path) -> None:
+    tiny_checkpoint.edit_json(base / "config.json", vocab_size=320)
+
+
+def _other_cut(base: Path) -> None:
+    cut = {"type": "Whitespace"}
+    tiny_checkpoint.edit_json(base / "tokenizer.json", pre_tokenizer=cut)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_other_family, r"mamba.*llama"),
+        (_other_shape, r"(gate|up|down)_proj.*160"),
+        (_few_rows, r"320"),
+        (_other_cut, r"pre-tokenizer"),
+    ],
+)
+def test_a_base_that_cannot_be_exported_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    base = tiny_checkpoint.write(tmp_path / "base", "smollm")
+    damage(base)
+    options = Options(base, tmp_path / "out", None, None, skip=frozenset({"parity", "retention"}))
+    with pytest.raises(InvalidBase, match=said):
+        Export(options, Progress()).run()
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_a_disk_without_room_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_checkpoint.write(tmp_path / "base", "smollm")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    options = Options(base, tmp_path / "out", None, None, skip=frozenset({"parity", "retention"}))
+    with pytest.raises(ExportError, match=r"has 0\.0 GB free, the export takes"):
+        Export(options, Progress()).run()
+    assert not list(tmp_path.rglob("*.gguf"))
