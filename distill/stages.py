@@ -156,6 +156,8 @@ class Run:
         draw(log, folder / "curves.png", name)
         product = folder / ("adapter" if given.method == "lora" else "model")
         card.write(product, name, given, chain(*self._train), found)
+        if given.method == "full":  # a model of its own, which others can load
+            self.chat(given.base).tokenizer.save_pretrained(product)
         write(
             folder / "run.json",
             self._facts()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from distill import model as models
 from distill import train
@@ -73,6 +74,7 @@ def test_teacher_logits_student_and_table(base: Path, tmp_path: Path) -> None:
     assert told["examples"]["answer_tokens"] and told["tokens_per_s"] > 0 and told["steps"] == 10
     assert any("from_teacher" in entry for entry in told["log"])
     assert (tmp_path / "out/student/curves.png").stat().st_size > 10_000
+    assert AutoTokenizer.from_pretrained(tmp_path / "out/teacher/model").chat_template
     card = (tmp_path / "out/student/adapter/README.md").read_text()
     assert "Taught by teacher: forward_kl" in card and "Not a medical device" in card
     adapter = load_file(tmp_path / "out/student/adapter/adapter_model.safetensors")
