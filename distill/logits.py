@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import IGNORE, Example, batch
+from .data import IGNORE, Example, batch, chunks
 from .errors import DistillError, InvalidModel
 from .progress import Report, silent
 
@@ -59,8 +59,9 @@ def at_answers(model: Any, head: Any, inputs: dict[str, Tensor]) -> tuple[Tensor
 def top(model: Any, inputs: dict[str, Tensor], k: int, temperature: float) -> tuple[Tensor, Tensor]:
     """The k most probable tokens before each answer token, and their log-probabilities: (n, k) each."""
     logits, _, _ = at_answers(model, model.get_output_embeddings(), inputs)
-    values, ids = (logits.float() / temperature).topk(k, -1)
-    return ids, values - (logits.float() / temperature).logsumexp(-1, keepdim=True)
+    scaled = logits.float() / temperature
+    values, ids = scaled.topk(k, -1)
+    return ids, values - scaled.logsumexp(-1, keepdim=True)
 
 
 def check_same_tokenizer(teacher: Any, student: Any) -> None:
@@ -127,17 +128,17 @@ class Cache:
             # What a kill left beyond the last line of the index.
             ids_file.truncate(self.n_tokens * self.k * np.dtype(self.dtype).itemsize)
             logp_file.truncate(self.n_tokens * self.k * 2)
-            for start in range(0, len(missing), size):
-                some = missing[start : start + size]
-                inputs = {name: tensor.to(device) for name, tensor in batch(some, pad).items()}
+            for some in chunks(missing, size):
+                inputs = {part: tensor.to(device) for part, tensor in batch(some, pad).items()}
                 ids, logp = top(model, inputs, self.k, self._form["temperature"])
                 ids_file.write(ids.cpu().numpy().astype(self.dtype).tobytes())
                 logp_file.write(logp.cpu().numpy().astype(np.float16).tobytes())
                 lines = []
                 for example in some:
                     n = len(example.tokens) - example.n_prompt
-                    self.index[key(example)] = (self.n_tokens, n)
-                    lines.append(json.dumps([key(example), self.n_tokens, n]))
+                    name = key(example)
+                    self.index[name] = (self.n_tokens, n)
+                    lines.append(json.dumps([name, self.n_tokens, n]))
                     self.n_tokens += n
                 # In this order: a line in the index means that its numbers are there.
                 ids_file.flush()
@@ -156,9 +157,10 @@ class Cache:
         Raises:
             DistillError: the teacher was never asked about it.
         """
-        if key(example) not in self.index:
+        found = self.index.get(key(example))
+        if found is None:
             raise DistillError(f"{self.folder} has no logits for {example.id}; run the stage logits first.")
-        start, n = self.index[key(example)]
+        start, n = found
         ids, logp = self._numbers
         return ids[start : start + n], logp[start : start + n]
 

@@ -16,7 +16,7 @@ def summary(found: Found) -> dict[str, Any]:
     """Everything that the tables show, and intervals."""
     base, *_ = found
     files = list(found[base])
-    text = {name: [f for f in files if found[base][f].nats] for name in ("nll",)}["nll"]
+    text = [f for f in files if found[base][f].nats]
     questions = [f for f in files if found[base][f].right_text]
     return {
         "nll": {file: {name: _nll(found[name][file], found[base][file]) for name in found} for file in text},

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from .errors import DistillError, InvalidConfig
 from .evaluate import Answers, choose, nats
 from .logits import Cache, check_same_tokenizer
 from .plan import utilization
-from .progress import Progress, Report, silent
+from .progress import Progress, Report
 from .traces import PROMPT_VERSION, Teacher, accepted
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
@@ -62,10 +62,8 @@ class Run:
             return
         rows = list(chain(*self._train))
         began = time.time()
-        teacher = Teacher(given, self._traces_file, silent)
         with self.progress.step(f"traces {given.model}") as report:
-            teacher.on_progress = report
-            tally = teacher.ask(rows)
+            tally = Teacher(given, self._traces_file, report).ask(rows)
         self.progress.say(
             f"{tally.accepted} of {tally.asked} answers accepted; rejected: {dict(tally.rejected)}"
         )
@@ -121,7 +119,8 @@ class Run:
         if taught and taught.live:
             teacher = self._teacher(taught, given)
         elif taught:
-            self._alone("logits", lambda: self.logits(name))
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # one process asks before many train
+                self.logits(name)
             known_logits = self._cache(given, taught)
         # Frozen weights need no more than what they are multiplied in.
         held = torch.float32 if given.method == "full" else dtype
@@ -344,11 +343,6 @@ class Run:
             "seed": self.config.seed,
             "data": self._hashes,
         }
-
-    def _alone(self, stage: str, work: Callable[[], None]) -> None:
-        """Work that one process does before many train."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            work()
 
 
 def told(name: str, facts: dict[str, Any]) -> str:
