@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from edge_runtime.models.adapter import merge
 from export import parity, recipe
 from export.__main__ import app
 from export.budget import Budget
@@ -334,7 +335,7 @@ def test_a_gguf_as_base_is_the_same_model(made: Any, tmp_path: Path, name: str) 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "alpha_pattern": {"v_proj": 3}}])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_as_a_file_of_its_own(made: Any, tmp_path: Path, name: str, settings: Any) -> None:
-    """The base's GGUF with the adapter's beside it is the trained model, too."""
+    """With the base's GGUF it is the trained model: beside it, and merged by the runtime."""
     this = made(name)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
     folder = tiny_checkpoint.write_adapter(
@@ -348,15 +349,16 @@ def test_an_adapter_as_a_file_of_its_own(made: Any, tmp_path: Path, name: str, s
     reference = Reference(this.base, folder)
     expanded = tmp_path / "base-f32.gguf"
     quantize(base, expanded, {t.name: "F32" for t in gguf.GGUFReader(base).tensors if len(t.shape) > 1})
+    merge(expanded, file, tmp_path / "merged.gguf", {"general.name": "both"})
     apart = []
-    for lora in (file, None):
+    for path, lora in ((expanded, file), (tmp_path / "merged.gguf", None), (expanded, None)):
         difference = Difference()
-        with Model(expanded, exact=True, lora=lora) as model:
+        with Model(path, exact=True, lora=lora) as model:
             for tokens in parity.windows(reference.tokenize, TEXT, 400):
                 theirs = reference.logits(tokens)
                 difference.add(tokens, theirs, model.logits(tokens)[:, : theirs.shape[1]])
         apart.append(difference.mean_kl)
-    assert apart[0] < 1e-4 and apart[1] > 0.1
+    assert apart[0] < 1e-4 and apart[1] < 1e-4 and apart[2] > 0.1
 
 
 @pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}])
