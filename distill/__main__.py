@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 err = Console(stderr=True)
+LINE_EVERY_S = 60  # of progress, where there is no terminal
 out = Console()
 
 File = Annotated[Path, typer.Argument(help="The run's TOML file; ready ones are in distill/configs.")]
@@ -160,7 +162,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 class Display(Progress):
-    """A bar for what is counted, a line for the rest; where it goes into a file, a line a stage."""
+    """A bar for what is counted, a line for the rest; where it goes into a file, a line now and then."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -185,10 +187,16 @@ class Display(Progress):
     def step(self, name: str) -> Iterator[Report]:
         self._bars.start()
         task = self._bars.add_task(name, total=None, rate="")
+        began = told = time.monotonic()
 
         def report(done: int, total: int) -> None:
+            nonlocal told
             speed = self._bars.tasks[task].speed
             self._bars.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+            if not err.is_terminal and done and (now := time.monotonic()) - told > LINE_EVERY_S:
+                told, rate = now, done / (now - began)
+                left = (total - done) / rate / 60
+                self.say(f"{name}: {done:,} of {total:,}, {rate:,.0f}/s, {left:.0f} min left")
 
         yield report
         elapsed = self._bars.tasks[task].elapsed

@@ -44,6 +44,7 @@ class Run:
         self._train = read_all(config.data.train, config.seed)
         self._development = read_all(config.data.development, config.seed)
         check_apart(chain(*self._train), chain(*self._development))
+        self._general = {file.name: read_text(file) for file in config.data.general}
         self._examples: dict[tuple[str, bool], tuple[list[Example], Counts]] = {}
         self._chats: dict[str, ChatForm] = {}
         try:
@@ -270,10 +271,11 @@ class Run:
                 with self.progress.step(f"{label} {source.file.stem}") as report:
                     done[source.file.name] = self._on_rows(model(), base, source, rows, report).as_json()
                 write(path, {"key": key, "files": done})
-        for file in self.config.data.general:
-            if file.name not in done:
-                with self.progress.step(f"{label} {file.name}") as report:
-                    done[file.name] = self._on_text(model(), base, file, report).as_json()
+        for name, text in self._general.items():
+            windows = self._windows(base, text)
+            if name not in done or done[name]["ids"] != [window.id for window in windows]:
+                with self.progress.step(f"{label} {name}") as report:
+                    done[name] = self._on(model(), base, windows, report).as_json()
                 write(path, {"key": key, "files": done})
         return {name: Answers(**answers) for name, answers in done.items()}
 
@@ -289,26 +291,20 @@ class Run:
             found.majority = Counter(row.answer for row in rows).most_common(1)[0][1] / len(rows)
             found.ids = [row.id for row in rows]
             return found
-        # One row at a time, so that those which are left out are known by name.
         examples, _ = examples_of([source], [rows], chat, data)
-        found.ids = [example.id for example in examples]
+        return self._on(model, base, examples, report)
+
+    def _on(self, model: Any, base: str, examples: Sequence[Example], report: Report) -> Answers:
+        found = Answers(ids=[example.id for example in examples])
         found.nats, found.n_tokens = nats(model, examples, self.pad(base), on_progress=report)
         return found
 
-    def _on_text(self, model: Any, base: str, file: Path, report: Report) -> Answers:
-        try:
-            text = file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DistillError(f"{file} cannot be read as UTF-8 text ({error}).") from None
+    def _windows(self, base: str, text: str) -> list[Example]:
+        """Plain text, in pieces whose names change with it."""
+        name = hashlib.sha256(text.encode()).hexdigest()[:8]
         tokens = self.chat(base).tokenizer(text, add_special_tokens=False)["input_ids"][:GENERAL_TOKENS]
-        windows = [
-            Example(f"{file.name}:{i}", tuple(w), 1)
-            for i, w in enumerate(chunks(tokens, WINDOW))
-            if len(w) > 1
-        ]
-        found = Answers(ids=[window.id for window in windows])
-        found.nats, found.n_tokens = nats(model, windows, self.pad(base), on_progress=report)
-        return found
+        pieces = enumerate(chunks(tokens, WINDOW))
+        return [Example(f"{name}:{i}", tuple(piece), 1) for i, piece in pieces if len(piece) > 1]
 
     # -- remembering
 
@@ -372,6 +368,13 @@ def versions() -> dict[str, str | None]:
 
 def gpu() -> str:
     return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} cannot be read as UTF-8 text ({error}).") from None
 
 
 def read(path: Path) -> dict[str, Any] | None:

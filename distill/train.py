@@ -254,7 +254,7 @@ def train(
         callbacks=callbacks,
     )
     last = last_checkpoint(folder / "checkpoints")
-    before = {} if last else trainer.evaluate()
+    trainer.args.eval_on_start = last is None  # a checkpoint remembers it
     result = trainer.train(resume_from_checkpoint=last)
     best = trainer.state.best_metric
     final = folder / ("adapter" if given.method == "lora" else "model")
@@ -265,7 +265,7 @@ def train(
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "development_loss": best,
-        "development_loss_before": before.get("eval_loss") or _first(history, "eval_loss"),
+        "development_loss_before": next(entry["eval_loss"] for entry in history if "eval_loss" in entry),
         "train_loss": result.training_loss,
         "tokens_per_s": n_tokens / len(material.train) * options.batch * times.steps / times.seconds
         if times.steps
@@ -274,10 +274,6 @@ def train(
         "devices": arguments.world_size,
         "log": history,
     }
-
-
-def _first(history: list[dict[str, Any]], name: str) -> float | None:
-    return next((entry[name] for entry in history if name in entry), None)
 
 
 def arguments_of(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from transformers import AutoTokenizer
 
 from distill import model as models
 from distill import train
-from distill.errors import DistillError
+from distill.errors import DistillError, InvalidConfig
 from distill.evaluate import nats
 from tests import tiny_checkpoint
 from tests.distill import rows
@@ -81,6 +83,22 @@ def test_teacher_logits_student_and_table(base: Path, tmp_path: Path) -> None:
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+def test_what_was_forgotten(base: Path, tmp_path: Path) -> None:
+    text = tmp_path / "general.txt"
+    config = rows.config(tmp_path, base, DROPOUT, data='general = ["general.txt"]')
+    with pytest.raises(InvalidConfig, match=r"general\.txt cannot be read"):
+        rows.run(config)
+    text.write_text("A river carries sand to the sea, and the sea gives it back to the shore. " * 40)
+    rows.run(config).train("student")
+    first = rows.run(config).evaluate()
+    assert first["base"]["general.txt"].n_tokens and first["student"]["general.txt"].nll > 0
+    text.write_text("Bread needs flour, water, salt, and time. " * 40)
+    second = rows.run(config).evaluate()
+    for name in ("base", "student"):
+        assert second[name]["general.txt"].nats != first[name]["general.txt"].nats
+        assert second[name]["dev.jsonl"] == first[name]["dev.jsonl"]
+
+
 DROPOUT = """
 [models.student]
 base = "BASE"
@@ -122,7 +140,36 @@ def test_resumed_is_as_if_never_stopped(base: Path, tmp_path: Path, killed: Any,
     rows.run(rows.config(twice, base, DROPOUT)).train("student")
     whole, parts = weights(once), weights(twice)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert len(json.loads((twice / "out/student/run.json").read_text())["log"]) >= 5
+    ran, again = (json.loads((folder / "out/student/run.json").read_text()) for folder in (once, twice))
+    assert len(again["log"]) >= 5
+    assert again["development_loss_before"] == ran["development_loss_before"] > again["development_loss"]
+
+
+@pytest.mark.slow
+def test_killed_while_it_trains(base: Path, tmp_path: Path) -> None:
+    longer = DROPOUT.replace("epochs = 5", "epochs = 40")
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    for folder in (once, twice):
+        folder.mkdir()
+    rows.run(rows.config(once, base, longer)).train("student")
+    command = [sys.executable, "-m", "distill", "train", str(rows.config(twice, base, longer))]
+    checkpoints = twice / "out/student/checkpoints"
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    until = time.monotonic() + 120
+    while train.last_checkpoint(checkpoints) is None and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (twice / "out/student/run.json").exists()
+    again = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    whole, parts = weights(once), weights(twice)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_the_same_seed_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
