@@ -24,6 +24,7 @@ from .config import Settings, load
 from .errors import InvalidSetting, MedgeError
 
 if TYPE_CHECKING:
+    from .device.plan import Budget, Plan
     from .engine.request import Timing
     from .models.store import ModelFile
     from .server.worker import Worker
@@ -41,10 +42,7 @@ T = TypeVar("T")
 out = Console()
 err = Console(stderr=True)
 
-# Tokens of one step at most: what the engine is given, and what its memory is planned for.
-N_BATCH = 256
-
-ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers")
+ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers", "fit")
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time, on 3.10 too
     typer.Option("--config", help="TOML file with settings, the same names as the flags."),
@@ -163,7 +161,8 @@ def serve(
             f"--host {settings.host}: others could reach this server without a key. Add --api-key KEY "
             "(or MEDGE_API_KEY), or leave --host out."
         )
-    _serve(settings, _find(settings))
+    model = _find(settings)
+    _serve(_fitting(settings, model), model)
 
 
 def _serve(settings: Settings, model: ModelFile) -> None:
@@ -469,7 +468,7 @@ async def _session(settings: Settings, model: ModelFile) -> AsyncIterator[Worker
             f"{model.name} is an embedding model and writes no text. Name a text model with --model, or use "
             "medge serve and /v1/embeddings."
         )
-    worker = _worker(settings.model_copy(update={"slots": 1, "prefix_tokens": 0}), model)
+    worker = _worker(_fitting(settings.model_copy(update={"slots": 1, "prefix_tokens": 0}), model), model)
     with err.status(f"Loading {_plain(model.name)}"):
         try:
             await worker.start()
@@ -531,6 +530,52 @@ def info(settings: Settings, as_json: Json = False) -> None:
         out.print()
 
 
+# -- plan
+
+
+@app.command()
+@with_settings("slots", "ctx", "kv", "prefix_tokens", "batch", "flash_attention", "gpu_layers")
+def plan(
+    settings: Settings,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="GGUF file, or a name on the hub, of which only the header is fetched."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Whether a model fits into this machine's memory, and what would: nothing is loaded."""
+    from .device.plan import budget
+    from .models.fit import given_up, ladder, plans
+    from .plan_view import plan_table, rung_table
+
+    found = _find(settings.model_copy(update={"model": model}), header_only=True)
+    room, rungs = budget(), list(ladder(found.header, settings))
+    made = plans(found.header, rungs, room)
+    less = [(given_up(settings, rung), plan) for rung, plan in zip(rungs[1:], made[1:])]
+    if as_json:
+        facts = {"model": found.name, "available_bytes": room.memory_bytes, **_plan_facts(made[0], room)}
+        print(json.dumps(facts | {"less": [{"settings": what} | _plan_facts(p, room) for what, p in less]}))
+        return
+    slots = "" if found.header.embeddings else f"{settings.slots} slots of "
+    out.print(f"{_plain(found.name)}, {slots}{found.header.context(settings.ctx):,} tokens, KV {settings.kv}")
+    out.print(plan_table(made[0], room))
+    if room.has_room_for(made[0]):
+        out.print("[green]It fits.[/]")
+    else:
+        out.print("[bold red]It does not fit.[/]" + (" What takes less:" if less else ""))
+        out.print(rung_table(less, room))
+
+
+def _plan_facts(plan: Plan, room: Budget) -> dict[str, Any]:
+    return {
+        "total_bytes": plan.total_bytes,
+        "gpu_bytes": plan.gpu_bytes,
+        "fits": room.has_room_for(plan),
+        "exact": plan.exact,
+        "parts": plan.parts,
+    }
+
+
 def _for_people(name: str, value: Any) -> tuple[str, str]:
     label = name.removesuffix("_bytes").removeprefix("n_").replace("_", " ")
     if name.endswith("_bytes"):
@@ -555,58 +600,37 @@ def _versions() -> dict[str, str]:
 # -- parts
 
 
-def _find(settings: Settings) -> ModelFile:
+def _find(settings: Settings, *, header_only: bool = False) -> ModelFile:
     """The model file; not within an event loop, because it may download, and Ctrl-C should end that."""
     from .models.store import find
 
     with err.status("Looking for the model") as status:
-        return find(settings.model, lambda text: status.update(_plain(text)))
+        return find(settings.model, lambda text: status.update(_plain(text)), header_only=header_only)
 
 
-def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None) -> Worker:
-    """The worker for these settings.
+def _fitting(settings: Settings, model: ModelFile) -> Settings:
+    """The settings, or with --fit less, if there is no room for them.
 
     Raises:
         NotEnoughMemory: the model would not fit; nothing is loaded.
     """
-    from .device.plan import make_embedding_plan, make_plan, require_room
+    from .models.fit import given_up, require_room
+
+    found = require_room(model.header, settings)
+    if found != settings:
+        err.print(f"Too little memory; taking {given_up(settings, found)}.", style="yellow", highlight=False)
+    return found
+
+
+def _worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None) -> Worker:
+    """The worker for settings for which there is room."""
+    from .models.fit import engine_config
     from .server.line import Start
     from .server.worker import Worker
 
     header = model.header
-    sizes: dict[str, Any] = {
-        "weights_bytes": header.weight_bytes,
-        "kv_bytes_per_token": header.kv_bytes_per_token(settings.kv),
-        "n_ctx": header.context(settings.ctx),
-        "n_batch": N_BATCH,
-        "n_vocab": header.n_vocab,
-        "n_embd": header.n_embd,
-        "kv": settings.kv,
-    }
-    config = {
-        "path": model.path,
-        "n_slots": settings.slots,
-        "n_ctx": header.context(settings.ctx),
-        "n_threads": settings.threads,
-        "kv": settings.kv,
-        "flash_attention": settings.flash_attention,
-        "n_gpu_layers": settings.gpu_layers,
-        "n_batch": N_BATCH,
-    }
-    if header.embeddings:
-        flash = settings.flash_attention
-        plan = make_embedding_plan(**sizes, n_head=header.n_head, flash_attention=flash, whole=header.whole)
-        config["whole"] = header.whole
-    else:
-        plan = make_plan(**sizes, n_slots=settings.slots, prefix_tokens=settings.prefix_tokens)
-        config |= {
-            "max_waiting": settings.queue + settings.slots,
-            "step_limit_s": settings.step_limit_ms / 1000,
-            "prefix_tokens": settings.prefix_tokens,
-        }
-    require_room(plan)
     return Worker(
-        Start(config, header.chat_template, header.embeddings),
+        Start(engine_config(header, settings), header.chat_template, header.embeddings),
         n_slots=settings.slots,
         max_waiting=settings.queue,
         hang_timeout_s=settings.hang_timeout_s,

@@ -61,6 +61,10 @@ class Settings(BaseModel):
         le=1 << 20,
         description="KV memory for prompts that requests have in common, in tokens.",
     )
+    batch: int = Field(256, ge=32, le=4096, description="Tokens of one step at most. Fewer take less memory.")
+    fit: bool = Field(
+        False, description="Where there is too little memory, take less of what is needed, and say of what."
+    )
     queue: int = Field(
         64, ge=0, le=10_000, description="Requests that may wait for a slot; more get status 429."
     )

@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
+        self.sent = 0  # bytes of parts of files
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -55,8 +56,13 @@ class Answers(BaseHTTPRequestHandler):
             if content is None:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             else:
-                tag = hashlib.sha256(content).hexdigest()
-                self._send(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+                headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+                if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                    first, last = map(int, span.groups())
+                    self._send(206, content[first : last + 1], headers)
+                    self.server.sent += last + 1 - first
+                else:
+                    self._send(200, content, headers)
         else:
             self._send(404, b"")
 

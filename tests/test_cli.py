@@ -154,13 +154,28 @@ def test_impossible_paths(name: str) -> None:
 def test_too_little_memory(tiny: Path) -> None:
     run = medge("serve", "--port", "0", "--model", str(tiny), "--ctx", "1048576", "--slots", "64")
     text = sentence(run, 1)
-    assert "MiB are free" in text and "--slots times --ctx" in text
+    assert "MiB are free" in text and "--kv q8_0" in text and "--fit does that" in text
 
 
 def test_too_little_memory_for_embeddings(tmp_path: Path) -> None:
     path = tiny_gguf.write_bert(tmp_path / "bert.gguf", n_ctx=1 << 19)
     text = sentence(medge("serve", "--port", "0", "--model", str(path), "--ctx", "524288"), 1)
-    assert "MiB are free" in text and "Make --ctx at least" in text and "--slots" not in text
+    assert "MiB are free" in text and "With --ctx " in text and "--slots" not in text
+
+
+def test_a_plan(tiny: Path) -> None:
+    words = ("plan", str(tiny), "--ctx", "4096", "--slots", "2")
+    told = json.loads(medge(*words, "--json").stdout)
+    assert told["fits"] and told["exact"] and told["total_bytes"] == sum(told["parts"].values())
+    assert told["total_bytes"] < told["available_bytes"]
+    assert told["less"][0]["settings"] == "--kv q8_0"
+    text = medge(*words).stdout.decode()
+    assert "It fits." in text and "2 slots of 4,096 tokens" in text and "KV memory" in text
+    large = ("plan", str(tiny), "--ctx", "1048576", "--slots", "64")
+    text = medge(*large).stdout.decode()
+    assert "It does not fit." in text and text.count("fits; --fit takes it") == 1
+    assert json.loads(medge(*large, "--json").stdout)["fits"] is False
+    assert "none.gguf does not exist" in sentence(medge("plan", "none.gguf"), 1)
 
 
 @pytest.mark.parametrize("command", [("ask", "hi"), ("chat",)])

@@ -37,7 +37,11 @@ def three_values(name: str) -> list[Any]:
     if name == "threads":
         return [usable_cores() * 4, 1, usable_cores()]
     if kind in (int, float):
-        return [kind(n) for n in (65, 64, 66)] if name in ("ctx", "port") else [kind(n) for n in (5, 6, 7)]
+        return (
+            [kind(n) for n in (65, 64, 66)]
+            if name in ("batch", "ctx", "port")
+            else [kind(n) for n in (5, 6, 7)]
+        )
     return ["one", "two", "three"]
 
 

@@ -1,15 +1,18 @@
-"""What will fit, before loading: the parts of a model's memory, and whether there is room for them."""
+"""What a model will take, by part, and whether there is room for it."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ..errors import NotEnoughMemory
 from .memory import available_bytes
 
 # Measured: the engine's process with the library loaded, and the web process.
 PROCESS_BYTES = 150 << 20
+
+# Measured: what llama.cpp notes of each token that a context can hold, beside its keys and values.
+NOTE_BYTES = 52
 
 # Left to the system, so that the kernel does not have to choose what to kill.
 RESERVE_BYTES = 200 << 20
@@ -17,38 +20,64 @@ RESERVE_BYTES = 200 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part. `compute_bytes` and `mask_bytes` are upper bounds; the others are exact.
+    """Bytes by part.
 
     Attributes:
-        mask_bytes: who may look at whom; grows with the context, as KV does.
-        kv: type of the KV memory.
-        whole: all of a text is computed at once, so that `compute_bytes` grows with the context too.
-        context: the settings that make a context, for the remedy if it does not fit.
+        weights_bytes, kv_bytes, compute_bytes: in the machine's memory.
+        prefix_bytes: what prompts have in common, full.
+        process_bytes: Python, libraries and vocabulary.
+        gpu_bytes: weights, KV and computing on GPUs.
+        exact: what llama.cpp itself plans; otherwise `compute_bytes` is an upper bound.
     """
 
     weights_bytes: int
     kv_bytes: int
     prefix_bytes: int
     compute_bytes: int
-    mask_bytes: int = 0
-    kv: str = "f16"
     process_bytes: int = PROCESS_BYTES
-    whole: bool = False
-    context: str = "--slots times --ctx"
+    gpu_bytes: int = 0
+    exact: bool = False
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is in the machine's memory, by its name for people."""
+        return {
+            "weights": self.weights_bytes,
+            "KV memory": self.kv_bytes,
+            "shared prefixes": self.prefix_bytes,
+            "computing": self.compute_bytes,
+            "the programs": self.process_bytes,
+        }
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.kv_bytes
-            + self.prefix_bytes
-            + self.compute_bytes
-            + self.mask_bytes
-            + self.process_bytes
-        )
+        """In the machine's memory."""
+        return sum(self.parts.values())
 
 
-def make_plan(
+@dataclass(frozen=True)
+class Budget:
+    """What may be taken.
+
+    Attributes:
+        memory_bytes: of the machine's memory.
+        gpu_bytes: of the GPUs'; None where no GPU tells, and then nothing is checked there.
+    """
+
+    memory_bytes: int
+    gpu_bytes: int | None = None
+
+    def has_room_for(self, plan: Plan) -> bool:
+        on_gpu = self.gpu_bytes is None or plan.gpu_bytes <= self.gpu_bytes
+        return on_gpu and plan.total_bytes <= self.memory_bytes
+
+
+def budget() -> Budget:
+    """What is free now, less the reserve for the system."""
+    return Budget(max(0, available_bytes() - RESERVE_BYTES))
+
+
+def bound(
     *,
     weights_bytes: int,
     kv_bytes_per_token: float,
@@ -58,27 +87,24 @@ def make_plan(
     n_batch: int,
     n_vocab: int,
     n_embd: int,
-    kv: str = "f16",
 ) -> Plan:
-    """The memory of a model that is read into memory (not mapped) and runs on the CPU.
+    """What a model takes at most that is read into memory (not mapped) and runs on the CPU.
 
     Args:
         kv_bytes_per_token: keys and values of all layers for one token.
         n_ctx: tokens a slot.
-        kv: its type, for the remedy if it does not fit.
     """
     n_outputs = n_slots + 40
+    mask_bytes = n_batch * (n_slots * n_ctx + prefix_tokens) * 4  # who may look at whom
     return Plan(
         weights_bytes=weights_bytes,
-        kv_bytes=int(n_slots * n_ctx * kv_bytes_per_token),
+        kv_bytes=int(n_slots * n_ctx * (kv_bytes_per_token + NOTE_BYTES)),
         prefix_bytes=int(prefix_tokens * kv_bytes_per_token),
-        compute_bytes=n_batch * n_embd * 4 * 10 + 2 * n_outputs * n_vocab * 4,
-        mask_bytes=n_batch * (n_slots * n_ctx + prefix_tokens) * 4,
-        kv=kv,
+        compute_bytes=n_batch * n_embd * 4 * 10 + 2 * n_outputs * n_vocab * 4 + mask_bytes,
     )
 
 
-def make_embedding_plan(
+def embedding_bound(
     *,
     weights_bytes: int,
     kv_bytes_per_token: float,
@@ -89,9 +115,8 @@ def make_embedding_plan(
     n_head: int,
     flash_attention: bool,
     whole: bool,
-    kv: str = "f16",
 ) -> Plan:
-    """The memory of an embedding model; see `make_plan`.
+    """What an embedding model takes at most; see `bound`.
 
     Args:
         n_ctx: tokens of a text; slots share them.
@@ -106,50 +131,78 @@ def make_embedding_plan(
     pair_bytes = 4 if flash_attention else 4 * (1 + 2 * n_head)
     n_logits = 2 if kv_bytes_per_token else 1
     token_bytes = n_embd * 4 * 10 + n_logits * n_vocab * 4
+    beside_bytes = int(n_beside * (kv_bytes_per_token + n_batch * pair_bytes))
     return Plan(
         weights_bytes=weights_bytes,
-        kv_bytes=int(n_ctx * kv_bytes_per_token),
+        kv_bytes=int(n_ctx * (kv_bytes_per_token + NOTE_BYTES)) if kv_bytes_per_token else 0,
         prefix_bytes=0,
-        compute_bytes=n_batch * token_bytes + int(n_beside * (kv_bytes_per_token + n_batch * pair_bytes)),
-        mask_bytes=n_batch * n_ctx * pair_bytes,
-        kv=kv,
-        whole=whole,
-        context="--ctx",
+        compute_bytes=n_batch * token_bytes + beside_bytes + n_batch * n_ctx * pair_bytes,
     )
 
 
-def require_room(plan: Plan, available: int | None = None) -> None:
-    """Refuse what would not fit.
+@dataclass(frozen=True)
+class Buffers:
+    """What a context takes beside the weights, in bytes.
 
-    Raises:
-        NotEnoughMemory: with the parts, and what would make it fit.
+    Attributes:
+        kv: of all sequences together.
+        compute: by the device that llama.cpp names, such as "CPU" or "CUDA0".
+        output: logits of one step, beside those that are being computed.
+        flash_attention: whether it would be on.
+        n_layers_gpu: layers that would lie on a GPU.
     """
-    free = available_bytes() if available is None else available
-    room = free - RESERVE_BYTES
-    if plan.total_bytes <= room:
-        return
-    computing = plan.compute_bytes + plan.mask_bytes
-    raise NotEnoughMemory(
-        f"The model needs {_mib(plan.total_bytes)} (weights {_mib(plan.weights_bytes)}, KV memory "
-        f"{_mib(plan.kv_bytes)}, shared prefixes {_mib(plan.prefix_bytes)}, computing "
-        f"{_mib(computing)}, the programs {_mib(plan.process_bytes)}); {_mib(max(0, room))} are "
-        f"free. {_remedy(plan, room)}"
+
+    kv: int
+    compute: Mapping[str, int]
+    output: int
+    flash_attention: bool
+    n_layers_gpu: int
+
+
+class Weight(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+
+def on_gpu(tensors: Sequence[Weight], n_layers: int, n_offloaded: int) -> tuple[int, int]:
+    """Bytes of the weights in the machine's memory, and on GPUs.
+
+    Args:
+        n_offloaded: of n_layers + 1: llama.cpp begins with the output, and goes on from the last layer.
+    """
+    if not n_offloaded:
+        return sum(tensor.n_bytes for tensor in tensors), 0
+    sizes = {tensor.name: tensor.n_bytes for tensor in tensors}
+    first = n_layers + 1 - n_offloaded
+    moved = sum(
+        size
+        for name, size in sizes.items()
+        if name.startswith("output") or (name.startswith("blk.") and int(name.split(".")[1]) >= first)
+    )
+    # A head that is the embedding too is there twice.
+    tied = 0 if "output.weight" in sizes else sizes.get("token_embd.weight", 0)
+    return sum(sizes.values()) - moved, moved + tied
+
+
+def exact(
+    buffers: Buffers, tensors: Sequence[Weight], n_layers: int, n_tokens: int, prefix_bytes: int
+) -> Plan:
+    """The plan from what llama.cpp says that a context of `n_tokens` takes."""
+    here, there = on_gpu(tensors, n_layers, buffers.n_layers_gpu)
+    kv_there = buffers.kv * min(buffers.n_layers_gpu, n_layers) // n_layers
+    # CUDA_Host and others of that kind lie in the machine's memory.
+    computing_here = sum(n for name, n in buffers.compute.items() if name == "CPU" or name.endswith("_Host"))
+    return Plan(
+        weights_bytes=here,
+        kv_bytes=buffers.kv - kv_there + (n_tokens * NOTE_BYTES if buffers.kv else 0),
+        prefix_bytes=prefix_bytes,
+        compute_bytes=computing_here + buffers.output,
+        gpu_bytes=there + kv_there + sum(buffers.compute.values()) - computing_here,
+        exact=True,
     )
 
 
-def _remedy(plan: Plan, room: int) -> str:
-    kv = plan.kv_bytes + plan.prefix_bytes
-    grows = kv + plan.mask_bytes + (plan.compute_bytes if plan.whole else 0)
-    fixed = plan.total_bytes - grows
-    if fixed >= room:
-        return "Even without KV memory it does not fit: take a smaller model, or end other programs."
-    # A value and its scale in q8_0 take 34 bytes for 32 values.
-    if plan.kv == "f16" and plan.total_bytes - kv + kv * 17 // 32 <= room:
-        return f"With --kv q8_0 it fits; or make {plan.context} smaller."
-    smaller = grows / (room - fixed)
-    also = ", or less with --kv q8_0" if plan.kv == "f16" and kv else ""
-    return f"Make {plan.context} at least {math.ceil(smaller * 10) / 10:,.1f} times smaller{also}."
-
-
-def _mib(n: int) -> str:
+def mib(n: int) -> str:
     return f"{n / (1 << 20):,.0f} MiB"

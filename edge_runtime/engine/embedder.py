@@ -58,6 +58,21 @@ class EmbedderConfig:
     n_batch: int = 256
     whole: bool = True
 
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(
+            path=self.path,
+            n_sequences=self.n_slots,
+            # Behind a text that is half read there may be others in the same batch.
+            n_ctx=self.n_ctx if self.whole else self.n_ctx + self.n_batch,
+            n_batch=self.n_ctx if self.whole else self.n_batch,
+            n_threads=self.n_threads,
+            kv=self.kv,
+            flash_attention=self.flash_attention,
+            n_gpu_layers=self.n_gpu_layers,
+            embeddings=True,
+        )
+
 
 @dataclass
 class Job:
@@ -111,21 +126,7 @@ class Embedder(Loop):
         Raises:
             InvalidModel: llama.cpp refuses the file or the settings, or needs `whole` for them.
         """
-        model = Model(
-            ModelConfig(
-                path=config.path,
-                n_sequences=config.n_slots,
-                # Behind a text that is half read there may be others in the same batch.
-                n_ctx=config.n_ctx if config.whole else config.n_ctx + config.n_batch,
-                n_batch=config.n_ctx if config.whole else config.n_batch,
-                n_threads=config.n_threads,
-                kv=config.kv,
-                flash_attention=config.flash_attention,
-                n_gpu_layers=config.n_gpu_layers,
-                embeddings=True,
-            ),
-            on_progress,
-        )
+        model = Model(config.model, on_progress)
         if model.looks_ahead and not config.whole:
             model.close()
             raise InvalidModel(f"{config.path} reads a text whole; open it with whole=True.")

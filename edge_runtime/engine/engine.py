@@ -73,6 +73,19 @@ class EngineConfig:
     prefix_tokens: int = 1024
     n_batch: int = 256
 
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(
+            path=self.path,
+            n_sequences=self.n_slots,
+            n_ctx=self.n_ctx,
+            n_batch=self.n_batch,
+            n_threads=self.n_threads,
+            kv=self.kv,
+            flash_attention=self.flash_attention,
+            n_gpu_layers=self.n_gpu_layers,
+        )
+
 
 @dataclass
 class Slot:
@@ -195,20 +208,7 @@ class Engine(Loop):
         Raises:
             InvalidModel: llama.cpp refuses the file or the settings.
         """
-        model = Model(
-            ModelConfig(
-                path=config.path,
-                n_sequences=config.n_slots,
-                n_ctx=config.n_ctx,
-                n_batch=config.n_batch,
-                n_threads=config.n_threads,
-                kv=config.kv,
-                flash_attention=config.flash_attention,
-                n_gpu_layers=config.n_gpu_layers,
-            ),
-            on_progress,
-        )
-        return cls(model, config, on_start)
+        return cls(Model(config.model, on_progress), config, on_start)
 
     def __enter__(self) -> Engine:
         return self

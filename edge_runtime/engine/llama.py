@@ -27,6 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 import llama_cpp as C
 import numpy as np
 
+from ..device.plan import Buffers
 from ..errors import DecodeFailed, InvalidModel, InvalidRequest
 from .request import Sampling, TokenLogprob
 
@@ -429,11 +430,18 @@ def _capture_log() -> list[str]:
     return _lines
 
 
-def _load(config: ModelConfig, on_progress: Callable[[float], None] | None, lines: list[str]) -> Any:
+def _load(
+    config: ModelConfig,
+    on_progress: Callable[[float], None] | None,
+    lines: list[str],
+    *,
+    weights: bool = True,
+) -> Any:
     params = C.llama_model_default_params()
     params.n_gpu_layers = config.n_gpu_layers
     # Read instead of map: a mapped file stays resident beside the copy that is repacked for the CPU.
     params.load_mode = C.LLAMA_LOAD_MODE_NONE
+    params.no_alloc = not weights
 
     @C.llama_progress_callback  # type: ignore[untyped-decorator]
     def progress(share: float, _: Any) -> bool:
@@ -508,6 +516,41 @@ def _gpu_layers_in(lines: list[str]) -> int:
         if "offloaded " in line and " layers to GPU" in line:
             return int(line.split("offloaded ")[1].split("/")[0])
     return 0
+
+
+def simulate(configs: Sequence[ModelConfig]) -> Iterator[Buffers]:
+    """What contexts of one model would take, without its weights: llama.cpp itself plans its buffers.
+
+    Args:
+        configs: of one file, which needs no more than a header and its full length, and of one placement.
+
+    Raises:
+        InvalidModel: llama.cpp refuses the file or a context.
+    """
+    lines = _capture_log()
+    model = _load(configs[0], None, lines, weights=False)
+    try:
+        n_layers_gpu = _gpu_layers_in(lines)
+        for config in configs:
+            lines.clear()
+            C.llama_free(_new_context(model, config, lines))
+            text = "".join(lines)
+            compute = {name: _bytes(size) for name, size in re.findall(_COMPUTE_BUFFER, text)}
+            kv = sum(map(_bytes, re.findall(_KV_CACHE, text)))
+            output = sum(map(_bytes, re.findall(_OUTPUT_BUFFER, text)))
+            yield Buffers(kv, compute, output, _flash_attention_in(lines, config), n_layers_gpu)
+    finally:
+        C.llama_model_free(model)
+
+
+# What llama.cpp says of its buffers; of others than these it says 0 when it has no weights.
+_COMPUTE_BUFFER = r"(\S+) +compute buffer size = +([\d.]+) MiB"
+_OUTPUT_BUFFER = r"output buffer size = +([\d.]+) MiB"
+_KV_CACHE = r"llama_(?:kv_cache|memory_recurrent): size = +([\d.]+) MiB"
+
+
+def _bytes(mebibytes: str) -> int:
+    return round(float(mebibytes) * (1 << 20))
 
 
 def requantize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,12 +30,15 @@ class ModelFile:
     demo: bool
 
 
-def find(model: str | None, on_wait: Callable[[str], None] = lambda what: None) -> ModelFile:
+def find(
+    model: str | None, on_wait: Callable[[str], None] = lambda what: None, *, header_only: bool = False
+) -> ModelFile:
     """The file for what the user named.
 
     Args:
         model: a path, `owner/repository[:file or quantization]` on the hub, or None for the embedded one.
         on_wait: called with a sentence before anything that takes long.
+        header_only: of a file on the hub fetch no more, if it is not here yet; the rest are holes.
 
     Raises:
         InvalidModel: there is no such file, or it cannot be trusted.
@@ -47,7 +51,7 @@ def find(model: str | None, on_wait: Callable[[str], None] = lambda what: None) 
     path = Path(model)
     if _names_hub(model) and not _exists(path):
         on_wait(f"Looking for {model} on the hub")
-        path = _download(model)
+        path = _download(model, header_only)
     else:
         with suppress(RuntimeError):  # ~nobody: there is no such user, and gguf.read says that of the file
             path = path.expanduser()
@@ -66,7 +70,7 @@ def _exists(path: Path) -> bool:
         return True  # something that cannot be looked at; gguf.read says why
 
 
-def _download(name: str) -> Path:
+def _download(name: str, header_only: bool) -> Path:
     from huggingface_hub import hf_hub_download, model_info
 
     repository, _, wanted = name.partition(":")
@@ -81,7 +85,9 @@ def _download(name: str) -> Path:
                 raise
             files = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
         chosen = _choose(repository, [f for f in files if f.lower().endswith(".gguf")], wanted)
-        return folder / chosen if folder else Path(hf_hub_download(repository, chosen))
+        if folder:
+            return folder / chosen
+        return fetch_header(repository, chosen) if header_only else Path(hf_hub_download(repository, chosen))
     except InvalidModel:
         raise
     except Exception as error:  # the errors of its HTTP library have no class in common with its own
@@ -90,6 +96,31 @@ def _download(name: str) -> Path:
             f"{name} is no file here, and the hub does not give it: {reason:.200}. Name a .gguf file on "
             "this machine with --model FILE.gguf, or check the name and the connection."
         ) from None
+
+
+def fetch_header(repository: str, name: str) -> Path:
+    """A file of the full length with only the header in it: what planning needs of gigabytes."""
+    from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    url = hf_hub_url(repository, name)
+    size = get_hf_file_metadata(url).size or 0
+    path = embedded.cache_dir() / "headers" / repository.replace("/", "--") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for end in (min(size, n << 20) for n in (2, 8, 32, 128)):
+            span = {"Range": f"bytes={file.tell()}-{end - 1}"}
+            answer = get_session().get(url, headers=build_hf_headers() | span)
+            answer.raise_for_status()
+            file.write(answer.content)
+            file.flush()
+            os.truncate(path, size)
+            with suppress(InvalidModel):
+                if gguf.read(path).data_offset <= end:
+                    return path
+            if end == size:
+                break
+    return path  # whose reader says what is wrong with it
 
 
 def _downloaded_before(repository: str) -> Path | None:

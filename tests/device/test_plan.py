@@ -1,16 +1,25 @@
-"""What does not fit is refused before it is loaded, with something that would make it fit."""
+"""What a model takes, from numbers alone."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.device.plan import RESERVE_BYTES, Plan, make_embedding_plan, make_plan, require_room
-from edge_runtime.errors import NotEnoughMemory
+from edge_runtime.device.plan import (
+    NOTE_BYTES,
+    Budget,
+    Buffers,
+    Plan,
+    bound,
+    budget,
+    embedding_bound,
+    exact,
+    on_gpu,
+)
 
 MB = 1 << 20
 
@@ -39,13 +48,7 @@ def plan(**changed: Any) -> Plan:
         "n_vocab": 50_000,
         "n_embd": 1024,
     }
-    return make_plan(**{**usual, **changed})
-
-
-def refusal(plan: Plan, available: int) -> str:
-    with pytest.raises(NotEnoughMemory) as refused:
-        require_room(plan, available)
-    return refused.value.message
+    return bound(**{**usual, **changed})
 
 
 @given(
@@ -54,68 +57,21 @@ def refusal(plan: Plan, available: int) -> str:
     st.integers(1, 100),
 )
 def test_more_of_anything_never_needs_less(size: dict[str, Any], name: str, more: int) -> None:
-    assert make_plan(**size).total_bytes <= make_plan(**{**size, name: size[name] + more}).total_bytes
-
-
-@given(sizes)
-def test_the_parts_are_the_whole(size: dict[str, Any]) -> None:
-    made = make_plan(**size)
-    parts = [value for name, value in vars(made).items() if name.endswith("_bytes")]
-    assert min(parts) >= 0
-    assert sum(parts) == made.total_bytes
+    assert bound(**size).total_bytes <= bound(**{**size, name: size[name] + more}).total_bytes
 
 
 @given(sizes, st.integers(0, 1 << 40))
-def test_what_fits_is_taken_and_what_does_not_is_refused(size: dict[str, Any], available: int) -> None:
-    made = make_plan(**size)
-    if made.total_bytes + RESERVE_BYTES <= available:
-        require_room(made, available)
-    else:
-        refusal(made, available)
+def test_the_parts_are_the_whole_and_decide(size: dict[str, Any], room: int) -> None:
+    made = bound(**size)
+    assert min(made.parts.values()) >= 0 and sum(made.parts.values()) == made.total_bytes
+    assert Budget(room).has_room_for(made) == (made.total_bytes <= room)
 
 
-def test_the_boundary() -> None:
-    made = plan()
-    require_room(made, made.total_bytes + RESERVE_BYTES)
-    refusal(made, made.total_bytes + RESERVE_BYTES - 1)
-
-
-def test_the_refusal_has_the_parts_and_what_is_free() -> None:
-    made = plan()
-    text = refusal(made, RESERVE_BYTES + 123 * MB)
-    assert f"needs {made.total_bytes / MB:,.0f} MiB" in text
-    assert "weights 400 MiB" in text and f"KV memory {made.kv_bytes / MB:,.0f} MiB" in text
-    assert "123 MiB are free" in text
-    assert "0 MiB are free" in refusal(made, 0), "never a negative number"
-
-
-def test_weights_that_are_too_large_need_a_smaller_model() -> None:
-    assert "smaller model" in refusal(plan(weights_bytes=10_000 * MB), 2_000 * MB)
-
-
-def test_q8_0_is_named_where_it_is_enough_and_not_in_use() -> None:
-    half = plan(n_ctx=65_536)
-    room = half.total_bytes - half.kv_bytes // 4 + RESERVE_BYTES
-    assert "With --kv q8_0 it fits" in refusal(half, room)
-    assert "q8_0" not in refusal(plan(n_ctx=65_536, kv="q8_0"), room)
-
-
-def test_a_small_model_with_a_huge_context_is_not_called_too_large() -> None:
-    text = refusal(plan(weights_bytes=MB, n_slots=64, n_ctx=1 << 20), 16_000 * MB)
-    assert "smaller model" not in text and "--slots times --ctx" in text
-
-
-@given(sizes, st.floats(0.01, 0.99))
-def test_what_the_refusal_advises_makes_it_fit(size: dict[str, Any], share: float) -> None:
-    made = make_plan(**{**size, "kv": "q8_0"})
-    available = int(made.total_bytes * share) + RESERVE_BYTES
-    text = refusal(made, available)
-    advised = re.search(r"at least ([\d,.]+) times smaller", text)
-    assume(advised)
-    assert advised
-    factor = float(advised[1].replace(",", ""))
-    grows = made.kv_bytes + made.prefix_bytes + made.mask_bytes
-    assert made.total_bytes - grows + grows / factor <= available - RESERVE_BYTES
+def test_the_system_keeps_its_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.device.plan.available_bytes", lambda: 300 * MB)
+    assert budget().memory_bytes == 100 * MB
+    monkeypatch.setattr("edge_runtime.device.plan.available_bytes", lambda: 100 * MB)
+    assert budget().memory_bytes == 0
 
 
 embedding_sizes = st.fixed_dictionaries(
@@ -135,36 +91,51 @@ embedding_sizes = st.fixed_dictionaries(
 
 @given(embedding_sizes, st.sampled_from(["n_ctx", "weights_bytes", "n_vocab", "n_embd"]), st.integers(1, 100))
 def test_more_of_anything_never_needs_less_for_embeddings(size: dict[str, Any], name: str, more: int) -> None:
-    made = make_embedding_plan(**size)
-    assert made.total_bytes <= make_embedding_plan(**{**size, name: size[name] + more}).total_bytes
-
-
-@given(embedding_sizes, st.floats(0.01, 0.99))
-def test_a_smaller_context_as_advised_makes_embeddings_fit(size: dict[str, Any], share: float) -> None:
-    made = make_embedding_plan(**size, kv="q8_0")
-    available = int(made.total_bytes * share) + RESERVE_BYTES
-    text = refusal(made, available)
-    assert "--slots" not in text and "q8_0" not in text
-    advised = re.search(r"--ctx at least ([\d,.]+) times smaller", text)
-    assume(advised)
-    assert advised
-    n_ctx = int(size["n_ctx"] / float(advised[1].replace(",", "")))
-    assert make_embedding_plan(**{**size, "n_ctx": n_ctx}).total_bytes <= available - RESERVE_BYTES
-
-
-def test_an_encoder_is_not_told_of_kv_memory_it_has_not() -> None:
-    size = {"weights_bytes": MB, "n_ctx": 1 << 19, "n_batch": 256, "n_vocab": 30_000, "n_embd": 384}
-    made = make_embedding_plan(**size, kv_bytes_per_token=0, n_head=12, flash_attention=True, whole=True)
-    assert made.kv_bytes == 0 and "q8_0" not in refusal(made, 4_000 * MB)
+    made = embedding_bound(**size)
+    assert made.total_bytes <= embedding_bound(**{**size, name: size[name] + more}).total_bytes
 
 
 def test_texts_in_pieces_need_no_more_for_long_ones_but_kv() -> None:
     size = {"weights_bytes": 400 * MB, "n_batch": 256, "n_vocab": 150_000, "n_embd": 1024, "n_head": 16}
-    pieces = make_embedding_plan(
-        **size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=False
-    )
-    whole = make_embedding_plan(
-        **size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=True
-    )
+    pieces = embedding_bound(**size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=False)
+    whole = embedding_bound(**size, kv_bytes_per_token=10_000, n_ctx=8192, flash_attention=True, whole=True)
     assert whole.compute_bytes > 30 * pieces.compute_bytes and pieces.compute_bytes < 400 * MB
     assert whole.kv_bytes == pieces.kv_bytes
+
+
+@dataclass(frozen=True)
+class Weight:
+    name: str
+    n_bytes: int
+
+
+WEIGHTS = [
+    Weight("token_embd.weight", 100), Weight("output.weight", 100), Weight("output_norm.weight", 1),
+    *(Weight(f"blk.{i}.{part}.weight", 10) for i in range(12) for part in ("attn_q", "ffn_up")),
+]  # fmt: skip
+
+
+def test_layers_on_a_gpu_begin_with_the_output_and_the_last_layer() -> None:
+    whole = sum(weight.n_bytes for weight in WEIGHTS)
+    assert on_gpu(WEIGHTS, 12, 0) == (whole, 0)
+    assert on_gpu(WEIGHTS, 12, 1) == (whole - 101, 101)
+    assert on_gpu(WEIGHTS, 12, 3) == (whole - 141, 141)
+    assert on_gpu(WEIGHTS, 12, 13) == (100, whole - 100), "embeddings are looked up by the CPU"
+    tied = [weight for weight in WEIGHTS if weight.name != "output.weight"]
+    assert on_gpu(tied, 12, 13) == (100, whole - 100), "a head that is the embedding is there twice"
+
+
+def test_what_llama_cpp_says_is_put_where_it_lies() -> None:
+    said = Buffers(kv=1200, compute={"CUDA0": 70, "CUDA_Host": 5, "CPU": 2}, output=9, flash_attention=True,
+                   n_layers_gpu=6)  # fmt: skip
+    made = exact(said, WEIGHTS, 12, n_tokens=10, prefix_bytes=3)
+    assert (
+        made.exact
+        and made.kv_bytes == 600 + 10 * NOTE_BYTES
+        and made.compute_bytes == 16
+        and made.prefix_bytes == 3
+    )
+    assert made.gpu_bytes == 101 + 5 * 20 + 600 + 70
+    assert Budget(made.total_bytes, made.gpu_bytes).has_room_for(made)
+    assert not Budget(made.total_bytes, made.gpu_bytes - 1).has_room_for(made)
+    assert Budget(made.total_bytes).has_room_for(made), "no GPU tells"

@@ -79,6 +79,20 @@ def test_a_download_is_a_checked_file(hub: Hub, model: bytes) -> None:
     assert said == ["Looking for clinic/tiny on the hub"]
 
 
+def test_a_header_alone(hub: Hub, model: bytes) -> None:
+    hub.repositories["clinic/tiny"] = {"tiny-Q4_0.gguf": model + bytes(40 << 20)}
+    found = store.find("clinic/tiny", header_only=True)
+    assert found.header.tensors == gguf.read(store.find("clinic/tiny").path).tensors
+    assert hub.sent == 2 << 20 and found.header.file_bytes == len(model) + (40 << 20)
+    assert found.path.stat().st_blocks * 512 < 4 << 20, "the rest is a hole"
+
+
+def test_a_header_that_is_none(hub: Hub) -> None:
+    hub.repositories["clinic/m"] = {"m-Q4_0.gguf": b"<html>"}
+    with pytest.raises(InvalidModel, match=r"m-Q4_0\.gguf"):
+        store.find("clinic/m", header_only=True)
+
+
 def test_the_second_time_nothing_is_downloaded(hub: Hub, model: bytes) -> None:
     hub.repositories["clinic/tiny"] = {"tiny-Q4_0.gguf": model}
     first = store.find("clinic/tiny")
