@@ -8,8 +8,10 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ from .errors import InvalidSetting, MedgeError
 
 if TYPE_CHECKING:
     from .device.plan import Budget, Plan
-    from .engine.request import Timing
+    from .engine.request import Done, Failed, Timing
     from .models.store import ModelFile
     from .server.worker import Worker
 
@@ -170,9 +172,17 @@ def _serve(settings: Settings, model: ModelFile) -> None:
 
     from .server.app import create_app
     from .telemetry.metrics import Metrics
+    from .telemetry.records import Records, state_dir
 
     metrics = Metrics()
-    worker = _worker(settings, model, metrics.observe)
+    recorded = Records(state_dir(), {"model": model.name, "medge": __version__}) if settings.records else None
+
+    def on_end(event: Done | Failed) -> None:
+        metrics.observe(event)
+        if recorded:
+            recorded.write(event, {})
+
+    worker = _worker(settings, model, on_end)
     failure: list[MedgeError] = []
 
     @asynccontextmanager
@@ -546,7 +556,7 @@ def plan(
     """Whether a model fits into this machine's memory, and what would: nothing is loaded."""
     from .device.plan import budget
     from .models.fit import given_up, ladder, plans
-    from .plan_view import plan_table, rung_table
+    from .terminal.plan import plan_table, rung_table
 
     found = _find(settings.model_copy(update={"model": model}), header_only=True)
     room, rungs = budget(), list(ladder(found.header, settings))
@@ -574,6 +584,44 @@ def _plan_facts(plan: Plan, room: Budget) -> dict[str, Any]:
         "exact": plan.exact,
         "parts": plan.parts,
     }
+
+
+# -- stats
+
+
+@app.command()
+def stats(
+    since: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only the last so many, such as 90m, 24h or 7d."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What the requests of this machine cost: percentiles of all that were recorded."""
+    from .telemetry.records import percentiles, read, state_dir
+    from .terminal.stats import percentile_table, summary, ttft_table
+
+    with errors_as_sentences():
+        found = read(state_dir(), time.time() - _seconds(since) if since else 0.0)
+    if as_json:
+        names = ("p5", "p50", "p95", "p99")
+        facts = {name: dict(zip(names, values)) | {"n": n} for name, n, values in percentiles(found.records)}
+        others = {"n_unreadable": found.n_unreadable, "n_other": found.n_other}
+        print(json.dumps({"n": len(found.records), **others, "percentiles": facts}))
+        return
+    if not found.records:
+        out.print(f"No request was recorded in {state_dir()} yet.", soft_wrap=True, highlight=False)
+        return
+    out.print(percentile_table(found))
+    out.print(ttft_table(found.records))
+    out.print(summary(found), highlight=False)
+
+
+def _seconds(span: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    if not re.fullmatch(r"\d+(\.\d+)?[smhd]", span):
+        raise InvalidSetting(f"--since {span}: that is no time; write 90m, 24h or 7d.")
+    return float(span[:-1]) * units[span[-1]]
 
 
 def _for_people(name: str, value: Any) -> tuple[str, str]:

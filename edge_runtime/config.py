@@ -24,8 +24,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "MEDGE_"
-# Variables that are no settings of a command: the file to read, and the folder for prepared models.
-OTHER_VARIABLES = frozenset({"MEDGE_CONFIG", "MEDGE_CACHE"})
+# Variables that are no settings of a command: the file to read, the folders for prepared models and records.
+OTHER_VARIABLES = frozenset({"MEDGE_CONFIG", "MEDGE_CACHE", "MEDGE_STATE"})
 
 
 class Settings(BaseModel):
@@ -64,6 +64,9 @@ class Settings(BaseModel):
     batch: int = Field(256, ge=32, le=4096, description="Tokens of one step at most. Fewer take less memory.")
     fit: bool = Field(
         False, description="Where there is too little memory, take less of what is needed, and say of what."
+    )
+    records: bool = Field(
+        True, description="Write a line for each request: times and counts, no text. medge stats reads them."
     )
     queue: int = Field(
         64, ge=0, le=10_000, description="Requests that may wait for a slot; more get status 429."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from tests.hub import Hub
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Servers that tests start record their requests; not among the user's own.
+os.environ["MEDGE_STATE"] = tempfile.mkdtemp(prefix="medge-state-")
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,13 @@ import pytest
 from edge_runtime import __version__
 from edge_runtime.cli import ENGINE_SETTINGS
 from edge_runtime.config import Settings
+from edge_runtime.engine.request import Done, Timing
+from edge_runtime.telemetry.records import Records
 from tests import tiny_gguf
 
 MEDGE = [sys.executable, "-m", "edge_runtime"]
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("MEDGE_")},
+    **{n: v for n, v in os.environ.items() if not n.startswith("MEDGE_") or n == "MEDGE_STATE"},
     "COLUMNS": "200",
     "NO_COLOR": "1",
     "PYTHONUTF8": "1",
@@ -161,6 +163,24 @@ def test_too_little_memory_for_embeddings(tmp_path: Path) -> None:
     path = tiny_gguf.write_bert(tmp_path / "bert.gguf", n_ctx=1 << 19)
     text = sentence(medge("serve", "--port", "0", "--model", str(path), "--ctx", "524288"), 1)
     assert "MiB are free" in text and "With --ctx " in text and "--slots" not in text
+
+
+def test_stats_of_nothing_and_of_a_strange_time(tmp_path: Path) -> None:
+    assert b"No request was recorded" in medge("stats", MEDGE_STATE=str(tmp_path)).stdout
+    assert json.loads(medge("stats", "--json", MEDGE_STATE=str(tmp_path)).stdout)["n"] == 0
+    for span in ("soon", "5", "-1h", "1e9d"):
+        assert f"--since {span}" in sentence(medge("stats", f"--since={span}"), 2)
+
+
+def test_stats(tmp_path: Path) -> None:
+    recorded = Records(tmp_path, {"model": "tiny"})
+    for i in range(1, 21):
+        timing = Timing(0.0, i / 10, 2.0, (i / 10, i / 10 + 0.05), 40, 8, 2, None)
+        recorded.write(Done("r", "stop", timing), {})
+    text = medge("stats", MEDGE_STATE=str(tmp_path), COLUMNS="100").stdout.decode()
+    assert "20 requests" in text and "20 stop" in text and "first token" in text and "50" in text
+    told = json.loads(medge("stats", "--json", "--since", "1h", MEDGE_STATE=str(tmp_path)).stdout)
+    assert told["n"] == 20 and told["percentiles"]["ttft_s"]["p50"] == pytest.approx(1.05)
 
 
 def test_a_plan(tiny: Path) -> None:

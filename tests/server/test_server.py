@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from edge_runtime.telemetry.records import read
 from tests import tiny_gguf
 from tests.serving import RunningServer, chat, idle, serving
 
@@ -286,8 +287,20 @@ def test_model_without_chat_template(tmp_path: Path) -> None:
         assert client.post("/v1/completions", json=body).status_code == 200
 
 
-def test_prompts_are_not_logged(tiny: Path) -> None:
-    with serving(tiny, "--ctx", "256", "--verbose") as server, server.client() as client:
+def test_prompts_are_neither_logged_nor_recorded(tiny: Path, tmp_path: Path) -> None:
+    state = {"MEDGE_STATE": str(tmp_path)}
+    with serving(tiny, "--ctx", "256", "--verbose", env=state) as server, server.client() as client:
         client.post("/v1/chat/completions", json=chat("SECRETWORD", max_tokens=3))
         client.post("/v1/chat/completions", json=chat("SECRETWORD" * 100, max_tokens=3))
     assert "SECRETWORD" not in "".join(server.lines)
+    answered, refused = read(tmp_path).records
+    assert answered["model"] == "tiny" and answered["n_generated"] == 3 and answered["ttft_s"] > 0
+    assert refused["end"] == "context_length_exceeded"
+    assert "SECRET" not in "".join(path.read_text() for path in tmp_path.iterdir())
+
+
+def test_without_records(tiny: Path, tmp_path: Path) -> None:
+    state = {"MEDGE_STATE": str(tmp_path)}
+    with serving(tiny, "--no-records", env=state) as server, server.client() as client:
+        client.post("/v1/chat/completions", json=chat("Hi", max_tokens=3))
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from .device.plan import Budget, Plan, mib
+from ..device.plan import Budget, Plan, mib
 
 WIDTH = 40
 COLORS = ("blue", "cyan", "green", "yellow", "magenta")
