@@ -101,6 +101,13 @@ class QueueFull(MedgeError):
     code = "queue_full"
 
 
+class MemoryShort(MedgeError):
+    """The kernel reports that memory is short: new requests have to wait, those that run go on."""
+
+    status = 503
+    code = "memory_short"
+
+
 class Cancelled(MedgeError):
     """The client has gone, or asked to stop."""
 

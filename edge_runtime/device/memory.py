@@ -65,14 +65,20 @@ def _reclaimable(folder: Path, key: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(key + " ")), 0)
 
 
-def _cgroup2_left(root: Path) -> int | None:
-    top = root / "sys/fs/cgroup"
+def cgroup2(root: Path = Path("/")) -> Path | None:
+    """The folder of this process's cgroup, if it is in one of version 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
         entry = next(line for line in lines if line.startswith("0::"))
     except (OSError, StopIteration):
         return None
-    group = top / entry[3:].lstrip("/")
+    return root / "sys/fs/cgroup" / entry[3:].lstrip("/")
+
+
+def _cgroup2_left(root: Path) -> int | None:
+    top, group = root / "sys/fs/cgroup", cgroup2(root)
+    if group is None:
+        return None
     left = None
     # A parent's limit binds too.
     for folder in (group, *group.parents):

@@ -181,10 +181,11 @@ class Engine(Loop):
         self._slots = [Slot(i) for i in range(config.n_slots)]
         self._prefixes = PrefixStore(config.prefix_tokens)
         self._grammars = Grammars(model)
-        self._lock = threading.Lock()  # guards the five below
+        self._lock = threading.Lock()  # guards the six below
         self._waiting: deque[Job] = deque()
         self._cancelled: set[str] = set()
         self._forgotten: set[str] = set()
+        self._giving_back = False
         self._alive: set[str] = set()
         self._closed = False
         self._n_arrived = 0
@@ -256,6 +257,12 @@ class Engine(Loop):
         """Clear what the slots hold of a conversation, at the next step that finds it idle."""
         with self._lock:
             self._forgotten.add(conversation)
+        self._wake.set()
+
+    def give_back(self) -> None:
+        """Drop shared beginnings at the next step: memory that can be filled again."""
+        with self._lock:
+            self._giving_back = True
         self._wake.set()
 
     @property
@@ -337,6 +344,9 @@ class Engine(Loop):
     def _forget(self) -> None:
         with self._lock:
             names, self._forgotten = self._forgotten, set()
+            giving_back, self._giving_back = self._giving_back, False
+        if giving_back:
+            self._prefixes.clear()
         for name in names:
             self._prefixes.forget(name)
         for slot in self._slots:

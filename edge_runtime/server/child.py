@@ -24,6 +24,7 @@ from .line import (
     Ask,
     Cancel,
     Forget,
+    GiveBack,
     LoadFailed,
     Loading,
     Ping,
@@ -62,6 +63,9 @@ class Child:
             elif isinstance(message, Forget):
                 if isinstance(self._engine, Engine):  # an embedder keeps nothing
                     self._engine.forget(message.conversation)
+            elif isinstance(message, GiveBack):
+                if isinstance(self._engine, Engine):
+                    self._engine.give_back()
             elif isinstance(message, Ping):
                 self._pinged = True
                 self._engine.wake()

@@ -63,6 +63,11 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class GiveBack:
+    """Memory is short: drop what can be made again."""
+
+
+@dataclass(frozen=True)
 class Ping:
     """Asks the engine's loop, not only its process, for a sign of life."""
 

@@ -16,13 +16,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..device.pressure import Pressure
 from ..engine.request import Delta, Done, Event, Failed
-from ..errors import EngineClosed, EngineDied, InvalidModel, MedgeError, QueueFull
+from ..errors import EngineClosed, EngineDied, InvalidModel, MedgeError, MemoryShort, QueueFull
 from ..program import command
 from .line import (
     Ask,
     Cancel,
     Forget,
+    GiveBack,
     LoadFailed,
     Loading,
     Messages,
@@ -39,6 +41,8 @@ log = logging.getLogger("medge.worker")
 Status = Literal["loading", "ok", "restarting", "failed", "closed"]
 
 PING_PERIOD_S = 2.0
+# After the kernel said that memory is short, no new request is taken for so long.
+RELIEF_S = 10.0
 # A child that ends this often within the window will not get better by another start.
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
@@ -106,6 +110,7 @@ class Worker:
         max_waiting: requests beyond those before `submit` refuses.
         hang_timeout_s: a loaded child that says nothing for so long is killed and started again.
         on_end: called with every Done and Failed.
+        pressure: what tells that memory is short.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Worker:
         max_waiting: int,
         hang_timeout_s: float = 60.0,
         on_end: Callable[[Done | Failed], None] | None = None,
+        pressure: Pressure | None = None,
     ) -> None:
         self._start = start
         self._n_slots = n_slots
@@ -137,6 +143,8 @@ class Worker:
         self.ready: Ready | None = None
         self.snapshot: Any = None
         self.n_restarts = 0
+        self._pressure = pressure or Pressure()
+        self._short_until = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -170,6 +178,7 @@ class Worker:
 
         Raises:
             QueueFull: with the seconds after which a place is likely to be free.
+            MemoryShort: the machine's memory is short just now.
             MedgeError: the engine has failed for good, or is closing.
         """
         if self.status == "failed" and self.error:
@@ -181,6 +190,12 @@ class Worker:
                 f"{self._n_slots} requests are running and {self._max_waiting} are waiting, which is the "
                 "limit. Try again later, or start the server with a larger --queue.",
                 retry_after_s=self._retry_after_s(),
+            )
+        if (wait_s := self._short_until - time.monotonic()) > 0:
+            raise MemoryShort(
+                "This machine's memory is short just now; running answers go on. Ask again in a moment, or "
+                "end other programs.",
+                retry_after_s=wait_s,
             )
         ticket = Ticket(ask)
         self._tickets[ticket.id] = ticket
@@ -259,6 +274,15 @@ class Worker:
                     self._process.kill()
                 return f"it did not answer for {silent:.0f} s"
             self._send(Ping())
+            if self._pressure.is_high():
+                self._relieve()
+
+    def _relieve(self) -> None:
+        """Memory is short: the engine gives caches back, and for a while no new request is taken."""
+        if time.monotonic() > self._short_until:
+            log.warning("Memory is short: shared prefixes are dropped, new requests have to wait.")
+        self._short_until = time.monotonic() + RELIEF_S
+        self._send(GiveBack())
 
     def _keep_words(self, text: str) -> None:
         if text:

@@ -159,6 +159,15 @@ def test_forget_clears_the_conversation(engine: Engine) -> None:
     assert isinstance(done, Done) and done.timing.n_cached == 0
 
 
+def test_what_requests_share_is_given_back(engine: Engine) -> None:
+    tokens = prompt(engine, "A system prompt of some length that two requests have in common.")
+    list(engine.generate(*(Request(name, tokens, max_tokens=5) for name in "12")))
+    assert engine.snapshot().n_prefix_tokens > 0
+    engine.give_back()
+    engine.step()
+    assert engine.snapshot().n_prefix_tokens == 0
+
+
 def test_forget_leaves_what_others_sent_too(engine: Engine) -> None:
     tokens = prompt(engine, "A system prompt that two conversations have in common, and no more.")
     list(engine.generate(*(Request(name, tokens, max_tokens=5, conversation=name) for name in "12")))

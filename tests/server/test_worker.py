@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -14,6 +15,14 @@ import httpx
 import psutil
 import pytest
 
+from edge_runtime.config import Settings
+from edge_runtime.device.pressure import Pressure
+from edge_runtime.engine.request import Done, Event, Request
+from edge_runtime.errors import MemoryShort
+from edge_runtime.models import gguf
+from edge_runtime.models.fit import engine_config
+from edge_runtime.server import worker as workers
+from edge_runtime.server.line import Ask, Start
 from tests.serving import RunningServer, chat, serving
 
 
@@ -73,6 +82,49 @@ def test_hang_is_noticed(tiny: Path) -> None:
         assert response.status_code == 200
         assert server.child.pid != stuck
         assert "did not answer" in server.health()["last_death"]
+
+
+def test_short_memory(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs goes on, caches are given back, new requests wait; then all is as before."""
+    monkeypatch.setattr(workers, "PING_PERIOD_S", 0.1)
+    monkeypatch.setattr(workers, "RELIEF_S", 0.5)
+    stalls = tmp_path / "proc/pressure/memory"
+    stalls.parent.mkdir(parents=True)
+    stalls.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+
+    def request(name: str, max_tokens: int) -> Ask:
+        messages = ({"role": "user", "content": "the same beginning " * 20},)
+        return Ask(Request(name, (), max_tokens=max_tokens, ignore_eos=True), messages=messages)
+
+    async def last(ticket: workers.Ticket) -> Event:
+        return [event async for event in ticket.events()][-1]
+
+    async def run() -> None:
+        header = gguf.read(tiny)
+        config = engine_config(header, Settings(slots=2))
+        worker = workers.Worker(Start(config, header.chat_template), 2, 4, pressure=Pressure(tmp_path))
+        await worker.start()
+        try:
+            await worker.wait_ready()
+            for name in ("a", "b"):
+                assert isinstance(await last(worker.submit(request(name, 2))), Done)
+            long = worker.submit(request("long", 1500))
+            stalls.write_text("some avg10=55.00 avg60=9.00 avg300=2.00 total=9\n")
+            while worker._short_until < time.monotonic():
+                await asyncio.sleep(0.01)
+            with pytest.raises(MemoryShort) as refused:
+                worker.submit(request("refused", 2))
+            assert 0 < (refused.value.retry_after_s or 0) <= 0.5
+            assert isinstance(await last(long), Done)
+            assert worker.snapshot.n_prefix_tokens == 0
+            stalls.write_text("some avg10=0.00 avg60=9.00 avg300=2.00 total=9\n")
+            while worker._short_until > time.monotonic():
+                await asyncio.sleep(0.05)
+            assert isinstance(await last(worker.submit(request("later", 2))), Done)
+        finally:
+            await worker.stop(0)
+
+    asyncio.run(run())
 
 
 def test_dies_again_and_again(tiny: Path) -> None:
