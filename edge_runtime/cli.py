@@ -173,14 +173,17 @@ def _serve(settings: Settings, model: ModelFile) -> None:
     from .server.app import create_app
     from .telemetry.metrics import Metrics
     from .telemetry.records import Records, state_dir
+    from .telemetry.watch import Watch
 
     metrics = Metrics()
     recorded = Records(state_dir(), {"model": model.name, "medge": __version__}) if settings.records else None
+    watch = Watch(lambda: [os.getpid(), *([worker.pid] if worker.pid else [])])
 
     def on_end(event: Done | Failed) -> None:
         metrics.observe(event)
         if recorded:
-            recorded.write(event, {})
+            busy = sum(slot.state != "idle" for slot in worker.snapshot.slots) if worker.snapshot else None
+            recorded.write(event, {"slots_busy": busy, "n_waiting": worker.n_waiting, **watch.facts})
 
     worker = _worker(settings, model, on_end)
     failure: list[MedgeError] = []
@@ -188,11 +191,15 @@ def _serve(settings: Settings, model: ModelFile) -> None:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         await worker.start()
-        task = asyncio.create_task(_announce(settings, model, worker, server, failure))
+        tasks = [
+            asyncio.create_task(_announce(settings, model, worker, server, failure)),
+            asyncio.create_task(watch.run()),
+        ]
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             await worker.stop(grace_s=0)
 
     class Server(uvicorn.Server):

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from .memory import available_bytes, total_bytes
+from .tegra import board
 
 # The instruction sets that decide which of llama.cpp's kernels run, by their names in /proc/cpuinfo.
 _INSTRUCTION_SETS = (
@@ -49,7 +50,7 @@ def look() -> Machine:
         memory_available_bytes=available_bytes(),
         system=platform.system(),
         kernel=platform.release(),
-        board=_board(),
+        board=board(),
     )
 
 
@@ -77,11 +78,3 @@ def _cpuinfo() -> dict[str, str]:
         if colon:
             facts.setdefault(key.strip(), value.strip())
     return facts
-
-
-def _board() -> str | None:
-    """The board's name from the device tree: there on a Jetson, not on a PC."""
-    try:
-        return Path("/proc/device-tree/model").read_text().strip("\0 \n") or None
-    except OSError:
-        return None
