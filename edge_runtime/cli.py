@@ -593,6 +593,65 @@ def _plan_facts(plan: Plan, room: Budget) -> dict[str, Any]:
     }
 
 
+# -- templates
+
+templates = typer.Typer(help="The medical prompt templates, built in and your own.", no_args_is_help=True)
+app.add_typer(templates, name="templates")
+Folder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--folder", help="Templates of your own, which add to the built-in ones or replace them."),
+]
+
+
+@templates.command("list")
+def list_templates(folder: Folder = None, as_json: Json = False) -> None:
+    """Which templates there are, for whom, and what they take beside a question."""
+    from rich.table import Table
+
+    from .prompts.template import load as load_templates
+    from .prompts.template import rows
+
+    with errors_as_sentences():
+        found = rows(load_templates(folder))
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(*found[0], box=None, pad_edge=False)
+    for row in found:
+        table.add_row(*map(_plain, row.values()))
+    out.print(table)
+
+
+@templates.command("show")
+def show_template(
+    name: Annotated[str, typer.Argument(help="Its id.")],
+    language: Annotated[str, typer.Option(help="en, es, fr or zh.")] = "en",
+    folder: Folder = None,
+) -> None:
+    """What a template says."""
+    from .prompts.template import find as find_template
+    from .prompts.template import load as load_templates
+
+    with errors_as_sentences():
+        out.print(
+            find_template(load_templates(folder), name).show(language),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@templates.command("check")
+def check_templates(files: Annotated[list[Path], typer.Argument(help="TOML files.")]) -> None:
+    """Whether templates of your own can be used; a wrong one is named with its line."""
+    from .prompts.template import check
+
+    with errors_as_sentences():
+        for path in files:
+            found = check(path)
+            out.print(f"{found.id}, version {found.version}: {len(found.tests)} tests pass.", highlight=False)
+
+
 # -- stats
 
 

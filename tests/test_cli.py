@@ -23,6 +23,7 @@ from edge_runtime import __version__
 from edge_runtime.cli import ENGINE_SETTINGS
 from edge_runtime.config import Settings
 from edge_runtime.engine.request import Done, Timing
+from edge_runtime.prompts import template
 from edge_runtime.telemetry.records import Records
 from tests import tiny_gguf
 
@@ -163,6 +164,22 @@ def test_too_little_memory_for_embeddings(tmp_path: Path) -> None:
     path = tiny_gguf.write_bert(tmp_path / "bert.gguf", n_ctx=1 << 19)
     text = sentence(medge("serve", "--port", "0", "--model", str(path), "--ctx", "524288"), 1)
     assert "MiB are free" in text and "With --ctx " in text and "--slots" not in text
+
+
+def test_templates(tmp_path: Path) -> None:
+    told = json.loads(medge("templates", "list", "--json").stdout)
+    assert {"differential", "emergency", "exam", "general"} <= {row["id"] for row in told}
+    assert "evidence" in medge("templates", "list").stdout.decode()
+    shown = medge("templates", "show", "medication", "--language", "zh").stdout.decode()
+    assert "medication, version" in shown and "你是一名谨慎的医学助手" in shown
+    assert "Did you mean" in sentence(medge("templates", "show", "medicaton"), 1)
+    own = tmp_path / "own.toml"
+    built_in = Path(template.BUILT_IN / "general.toml").read_text("utf-8")
+    own.write_text(built_in, "utf-8")
+    assert b"tests pass" in medge("templates", "check", str(own)).stdout
+    own.write_text(built_in.replace("version = 1", 'version = "one"'), "utf-8")
+    assert f"{own}, line " in sentence(medge("templates", "check", str(own)), 2)
+    assert f"{own}, line " in sentence(medge("templates", "list", "--folder", str(tmp_path)), 2)
 
 
 def test_stats_of_nothing_and_of_a_strange_time(tmp_path: Path) -> None:
