@@ -187,11 +187,12 @@ class Display(Progress):
     def step(self, name: str) -> Iterator[Report]:
         self._bars.start()
         task = self._bars.add_task(name, total=None, rate="")
+        shown = self._bars.tasks[-1]
         began = told = time.monotonic()
 
         def report(done: int, total: int) -> None:
             nonlocal told
-            speed = self._bars.tasks[task].speed
+            speed = shown.speed
             self._bars.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
             if not err.is_terminal and done and (now := time.monotonic()) - told > LINE_EVERY_S:
                 told, rate = now, done / (now - began)
@@ -199,10 +200,9 @@ class Display(Progress):
                 self.say(f"{name}: {done:,} of {total:,}, {rate:,.0f}/s, {left:.0f} min left")
 
         yield report
-        elapsed = self._bars.tasks[task].elapsed
         self._bars.remove_task(task)
         self._bars.stop()
-        self.say(f"{name}: {elapsed:.1f} s")
+        self.say(f"{name}: {time.monotonic() - began:.1f} s")
 
     def say(self, text: str) -> None:
         err.print(text, highlight=False, soft_wrap=True)

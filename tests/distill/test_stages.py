@@ -24,6 +24,7 @@ from distill.evaluate import nats
 from tests import tiny_checkpoint
 from tests.distill import rows
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TEACHER = """
 [models.teacher]
 base = "BASE"
@@ -81,6 +82,19 @@ def test_teacher_logits_student_and_table(base: Path, tmp_path: Path) -> None:
     assert "Taught by teacher: forward_kl" in card and "Not a medical device" in card
     adapter = load_file(tmp_path / "out/student/adapter/adapter_model.safetensors")
     assert {name.split(".")[-3] for name in adapter} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.slow
+def test_the_whole_command(base: Path, tmp_path: Path) -> None:
+    config = rows.config(tmp_path, base, TEACHER + STUDENT)
+    command = [sys.executable, "-m", "distill", "run", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "nats per answer token" in done.stdout and "right answers" in done.stdout
+    told = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert set(told["nll"]["dev.jsonl"]) == {"base", "teacher", "student"}
+    assert told["questions"]["all"]["student"]["n"] == 5
+    assert "student mcq" in done.stderr and "logits teacher" in done.stderr
 
 
 def test_what_was_forgotten(base: Path, tmp_path: Path) -> None:
@@ -154,9 +168,7 @@ def test_killed_while_it_trains(base: Path, tmp_path: Path) -> None:
     rows.run(rows.config(once, base, longer)).train("student")
     command = [sys.executable, "-m", "distill", "train", str(rows.config(twice, base, longer))]
     checkpoints = twice / "out/student/checkpoints"
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     until = time.monotonic() + 120
     while train.last_checkpoint(checkpoints) is None and process.poll() is None:
         assert time.monotonic() < until
@@ -164,9 +176,7 @@ def test_killed_while_it_trains(base: Path, tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not (twice / "out/student/run.json").exists()
-    again = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
-    )
+    again = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
     assert again.returncode == 0, again.stderr[-2000:]
     whole, parts = weights(once), weights(twice)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -195,9 +205,7 @@ def test_two_processes_learn_what_one_does(base: Path, tmp_path: Path) -> None:
         options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         options += ["--multi_gpu"] if n > 1 else []
         command = [*launch, *options, "-m", "distill", "train", str(path)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "two/out/student/run.json").read_text())["devices"] == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
