@@ -97,9 +97,11 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, steps: int) -> None:
         self.steps, self.seconds, self.tokens, self.read = steps, 0.0, 0, 0
+        self.made: list[int] = []  # tokens of batches that were put together and not read yet
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.read, self._began = 0, time.perf_counter()
+        self.read = self.made.pop(0) if self.made else 0
+        self._began = time.perf_counter()
 
     def on_step_end(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
         if state.global_step > 2:
@@ -109,20 +111,12 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 def _counted(collate: Any, clock: _Clock) -> Any:
     """The collator runs before a step begins; what it made is what the next step reads."""
-    made: list[int] = []
 
     def counting(items: Any) -> Any:
         found = collate(items)
-        made.append(int(found["attention_mask"].sum()))
+        clock.made.append(int(found["attention_mask"].sum()))
         return found
 
-    begin = clock.on_step_begin
-
-    def on_step_begin(*given: Any, **named: Any) -> None:
-        begin(*given, **named)
-        clock.read = made.pop(0) if made else 0
-
-    clock.on_step_begin = on_step_begin  # type: ignore[method-assign]
     return counting
 
 

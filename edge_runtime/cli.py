@@ -182,7 +182,7 @@ def _serve(settings: Settings, model: ModelFile) -> None:
     def on_end(event: Done | Failed) -> None:
         metrics.observe(event)
         if recorded:
-            busy = sum(slot.state != "idle" for slot in worker.snapshot.slots) if worker.snapshot else None
+            busy = worker.snapshot.n_busy if worker.snapshot else None
             recorded.write(event, {"slots_busy": busy, "n_waiting": worker.n_waiting, **watch.facts})
 
     worker = _worker(settings, model, on_end)
@@ -191,10 +191,9 @@ def _serve(settings: Settings, model: ModelFile) -> None:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         await worker.start()
-        tasks = [
-            asyncio.create_task(_announce(settings, model, worker, server, failure)),
-            asyncio.create_task(watch.run()),
-        ]
+        tasks = [asyncio.create_task(_announce(settings, model, worker, server, failure))]
+        if recorded:  # nobody else asks how the machine is
+            tasks.append(asyncio.create_task(watch.run()))
         try:
             yield
         finally:

@@ -108,6 +108,20 @@ class Settings(BaseModel):
         return value
 
 
+def user_folder(variable: str, xdg: str, default: str) -> Path:
+    """A folder for what medge itself writes.
+
+    Args:
+        variable: the environment variable that names it as it is.
+        xdg: the one that names the folder of all programs, on Windows LOCALAPPDATA.
+        default: that folder, below the user's home.
+    """
+    if chosen := os.environ.get(variable):
+        return Path(chosen)
+    base = os.environ.get(xdg) or (os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None)
+    return (Path(base) if base else Path.home() / default) / "medge"
+
+
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     """Settings from flags, environment and file.
 

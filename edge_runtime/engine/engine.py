@@ -161,6 +161,11 @@ class Snapshot:
     n_prefix_tokens: int
     n_steps: int
 
+    @property
+    def n_busy(self) -> int:
+        """Slots that read or answer."""
+        return sum(slot.state != "idle" for slot in self.slots)
+
 
 class Engine(Loop):
     """Answers many requests at once with one model.

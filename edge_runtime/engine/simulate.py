@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import MedgeError
 from .embedder import EmbedderConfig
 from .engine import EngineConfig
 from .llama import ModelConfig, simulate
@@ -23,15 +22,6 @@ def _model_config(embeddings: bool, config: dict[str, Any]) -> ModelConfig:
     return kind(**config | {"path": Path(config["path"])}).model
 
 
-def main() -> int:
-    try:
-        for buffers in simulate([_model_config(**start) for start in json.loads(sys.argv[1])]):
-            print(json.dumps(asdict(buffers)), flush=True)
-    except MedgeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    for buffers in simulate([_model_config(**start) for start in json.loads(sys.argv[1])]):
+        print(json.dumps(asdict(buffers)), flush=True)

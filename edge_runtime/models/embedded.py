@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..config import user_folder
 from ..errors import InvalidModel
 from ..program import command
 from . import gguf
@@ -37,12 +37,7 @@ IMPORTANCE = Path(__file__).with_name("embedded.npz")
 
 def cache_dir() -> Path:
     """Where prepared models are kept: $MEDGE_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get("MEDGE_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or (
-        os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
-    )
-    return (Path(base) if base else Path.home() / ".cache") / "medge"
+    return user_folder("MEDGE_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 def shipped() -> Path:

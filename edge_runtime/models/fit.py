@@ -66,7 +66,7 @@ def plans(header: GGUF, choices: Sequence[Settings], room: Budget) -> list[Plan]
     header's bound is what is known.
     """
     made = [at_most(header, settings) for settings in choices]
-    configs = [engine_config(header, settings) | {"path": str(header.path)} for settings in choices]
+    configs = [engine_config(header, settings) for settings in choices]
     n_tokens = [config["n_ctx"] * (1 if header.embeddings else config["n_slots"]) for config in configs]
     asked = [
         i
@@ -75,8 +75,8 @@ def plans(header: GGUF, choices: Sequence[Settings], room: Budget) -> list[Plan]
     ]
     if not asked:
         return made
-    starts = json.dumps([{"embeddings": header.embeddings, "config": configs[i]} for i in asked])
-    simulation = [*command("edge_runtime.engine.simulate"), starts]
+    starts = [{"embeddings": header.embeddings, "config": configs[i]} for i in asked]
+    simulation = [*command("edge_runtime.engine.simulate"), json.dumps(starts, default=str)]
     told = subprocess.run(simulation, capture_output=True, text=True).stdout
     for i, line in zip(asked, told.splitlines()):
         buffers = Buffers(**json.loads(line))

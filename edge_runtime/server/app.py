@@ -174,10 +174,9 @@ class Server:
 
     def gauges(self) -> dict[str, Any]:
         snapshot = self.worker.snapshot
-        states = [s.state for s in snapshot.slots] if snapshot else []
         return {
             "slots": self.settings.slots,
-            "slots_busy": sum(1 for s in states if s != "idle"),
+            "slots_busy": snapshot.n_busy if snapshot else 0,
             "queue_waiting": self.worker.n_waiting,
             "threads": snapshot.n_threads if snapshot else None,
             "prefix_tokens": snapshot.n_prefix_tokens if snapshot else 0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..config import user_folder
 from ..engine.request import Done, Failed
 
 log = logging.getLogger("medge.records")
@@ -30,12 +30,7 @@ MAX_FILES = 12
 
 def state_dir() -> Path:
     """Where records are kept: $MEDGE_STATE, or the user's state folder."""
-    if chosen := os.environ.get("MEDGE_STATE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_STATE_HOME") or (
-        os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
-    )
-    return (Path(base) if base else Path.home() / ".local/state") / "medge"
+    return user_folder("MEDGE_STATE", "XDG_STATE_HOME", ".local/state")
 
 
 class Records:

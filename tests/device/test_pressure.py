@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.device.pressure import Pressure
+from tests.device.boards import Files, build
 
 CALM = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 
 
+CALM_BOX: Files = {
+    "proc/self/cgroup": "0::/box",
+    "proc/pressure/memory": CALM,
+    "sys/fs/cgroup/box/memory.pressure": CALM,
+    "sys/fs/cgroup/box/memory.events": "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0",
+}
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write(tmp_path / "proc/self/cgroup", "0::/box\n")
-    write(tmp_path / "proc/pressure/memory", CALM)
-    write(tmp_path / "sys/fs/cgroup/box/memory.pressure", CALM)
-    write(tmp_path / "sys/fs/cgroup/box/memory.events", "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\n")
-    return tmp_path
-
-
-def write(path: Path, text: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return build(tmp_path, CALM_BOX)
 
 
 def test_a_calm_machine(root: Path) -> None:
@@ -42,7 +42,7 @@ def test_stalls_on_the_machine_or_in_the_cgroup(
     text = CALM.replace("some avg10=0.00", f"some avg10={some:.2f}").replace(
         "full avg10=0.00", f"full avg10={full:.2f}"
     )
-    write(root / where, text)
+    build(root, {where: text})
     assert Pressure(root).is_high() == high
 
 
@@ -67,8 +67,6 @@ def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
 def test_strange_files_are_no_sign_of_anything_worse(
     tmp_path_factory: pytest.TempPathFactory, stalls: bytes, events: bytes
 ) -> None:
-    root = tmp_path_factory.mktemp("root")
-    write(root / "proc/self/cgroup", "0::/box\n")
-    write(root / "proc/pressure/memory", stalls)
-    write(root / "sys/fs/cgroup/box/memory.events", events)
+    strange: Files = {"proc/pressure/memory": stalls, "sys/fs/cgroup/box/memory.events": events}
+    root = build(tmp_path_factory.mktemp("root"), CALM_BOX | strange)
     Pressure(root).is_high()

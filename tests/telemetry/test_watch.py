@@ -12,27 +12,21 @@ import pytest
 
 from edge_runtime.telemetry import watch
 from edge_runtime.telemetry.watch import Watch
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = root / "sys" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+from tests.device.boards import build
 
 
 def test_a_laptop_that_gets_hot(tmp_path: Path) -> None:
-    zone = "class/thermal/thermal_zone0"
-    counter = "devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
-    rapl = "class/powercap/intel-rapl:0"
+    zone = "sys/class/thermal/thermal_zone0"
+    counter = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    rapl = "sys/class/powercap/intel-rapl:0"
     turn = {f"{rapl}/name": "package-0", f"{rapl}/max_energy_range_uj": "262143328850"}
-    write(tmp_path, turn | {f"{zone}/type": "x86_pkg_temp"})
-    write(tmp_path, {f"{zone}/temp": "61000", counter: "3", f"{rapl}/energy_uj": "1000000"})
+    build(tmp_path, turn | {f"{zone}/type": "x86_pkg_temp"})
+    build(tmp_path, {f"{zone}/temp": "61000", counter: "3", f"{rapl}/energy_uj": "1000000"})
     seen = Watch(lambda: [os.getpid()], tmp_path)
     seen.look()
     assert seen.facts["temperature_c"] == 61 and seen.facts["throttled"] is False
     assert seen.facts["energy_j"] == 0 and seen.facts["energy_source"] == "RAPL package"
-    write(tmp_path, {f"{zone}/temp": "97000", counter: "9", f"{rapl}/energy_uj": "6000000"})
+    build(tmp_path, {f"{zone}/temp": "97000", counter: "9", f"{rapl}/energy_uj": "6000000"})
     seen.look()
     assert seen.facts["temperature_c"] == 97 and seen.facts["throttled"] is True
     assert seen.facts["energy_j"] == 5
