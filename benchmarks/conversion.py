@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -62,18 +61,15 @@ def main(
         wall = time.perf_counter() - began
     if process.returncode:
         raise typer.Exit(process.returncode)
-    found: dict[str, object] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": facts.machine(),
-        "versions": facts.versions(), "commit": facts.git_commit(), "base": base.name,
+    found = facts.about() | {
+        "base": base.name,
         "target": Path(target).stem, "adapter": adapter is not None,
         "bytes": (out / "model.gguf").stat().st_size,
         "wall_s": wall, "steps_s": steps, "peak_pss_bytes": peaks,
     }  # fmt: skip
     if llama_quantize:
         found |= _in_turn(llama_quantize, out)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+    facts.append(results, [found])
     Console().print_json(data=found)
 
 

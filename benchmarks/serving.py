@@ -7,14 +7,12 @@ and targets are in `workloads`, the load in `client`, the servers in `processes`
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -161,7 +159,7 @@ def compare(
         processes.check_port(plan.port)
     printed = {side.name: processes.version_of(words) for side, words in zip(sides, commands)}
     common: Record = {
-        "session": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "session": facts.now(),
         "machine": facts.machine(),
         "versions": facts.versions() | printed,
         "commit": facts.git_commit(),
@@ -169,7 +167,6 @@ def compare(
         "model": facts.model_file(plan.model),
         "settings": {name: value for name, value in asdict(plan).items() if name != "model"},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     records: list[Record] = []
     with Progress(
         TextColumn("{task.description}"),
@@ -199,8 +196,7 @@ def compare(
                     record = common | run_turn(
                         side, plan, workload, round_, length, lambda: progress.advance(bar)
                     )
-                    with out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    facts.append(out, [record])
                     records.append(record)
                     progress.console.print(escape(f"{turn}: {tables.one_line(record)}"))
     return records

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -59,15 +57,8 @@ def main(
         found[side].append(told["tokens_per_s"])
         err.print(f"{side}: {told['tokens_per_s']:.0f} tokens/s, loss {told['loss']:.3f}", highlight=False)
     ratio = median(found["ours"]) / median(found["trl"])
-    line = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": facts.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
-        "commit": facts.git_commit(), "model": name, "batch": batch, "steps": steps,
-        "tokens_per_s": found, "ratio": ratio,
-    }  # fmt: skip
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
+    line = {"model": name, "batch": batch, "steps": steps, "tokens_per_s": found, "ratio": ratio}
+    facts.append(results, [facts.about() | line])
     Console().print(f"ours / TRL: {ratio:.2f}", highlight=False)
 
 
