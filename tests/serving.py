@@ -19,12 +19,19 @@ import psutil
 
 
 class RunningServer:
-    """`python -m edge_runtime serve` on a free port."""
+    """`python -m edge_runtime serve` on a free port.
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    Args:
+        within: the file of a cgroup that takes processes in.
+    """
+
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, within: Path | None = None
+    ) -> None:
         self.lines: list[str] = []
+        enter = ["sh", "-c", f'echo $$ > {within} && exec "$@"', "enter"] if within else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge_runtime", "serve", "--port", "0", *arguments],
+            [*enter, sys.executable, "-m", "edge_runtime", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -34,15 +35,14 @@ def pss_bytes(pid: int | None = None) -> int | None:
     return None
 
 
-def available_bytes(root: Path = Path("/")) -> int:
+def available_bytes(root: Path = Path("/"), reserve: int = 0) -> int:
     """What can still be allocated: free and reclaimable memory, and no more than a cgroup allows.
 
     Args:
         root: the folder with `proc` and `sys`.
+        reserve: bytes of the machine's to leave alone. A cgroup's are all for those within.
     """
-    free = psutil.virtual_memory().available
-    limits = [left for left in (_cgroup2_left(root), _cgroup1_left(root)) if left is not None]
-    return max(0, min([free, *limits]))
+    return max(0, min([psutil.virtual_memory().available - reserve, *_left_by_cgroups(root)]))
 
 
 def total_bytes() -> int:
@@ -67,36 +67,38 @@ def _reclaimable(folder: Path, key: str) -> int:
 
 def cgroup2(root: Path = Path("/")) -> Path | None:
     """The folder of this process's cgroup, if it is in one of version 2."""
+    return _group(root, "", "sys/fs/cgroup")
+
+
+def _group(root: Path, controller: str, top: str) -> Path | None:
+    """The folder of this process's cgroup below `top`; a line of the file is ID:CONTROLLERS:PATH."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-        entry = next(line for line in lines if line.startswith("0::"))
-    except (OSError, StopIteration):
+    except OSError:
         return None
-    return root / "sys/fs/cgroup" / entry[3:].lstrip("/")
+    for line in lines:
+        _, _, entry = line.partition(":")
+        controllers, _, path = entry.partition(":")
+        if controller in controllers.split(","):
+            return root / top / path.lstrip("/")
+    return None
 
 
-def _cgroup2_left(root: Path) -> int | None:
-    top, group = root / "sys/fs/cgroup", cgroup2(root)
-    if group is None:
-        return None
-    left = None
-    # A parent's limit binds too.
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(top):
-            break
-        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-        if limit is not None and used is not None:
-            here = limit - used + _reclaimable(folder, "inactive_file")
-            left = here if left is None else min(left, here)
-    return left
-
-
-def _cgroup1_left(root: Path) -> int | None:
-    folder = root / "sys/fs/cgroup/memory"
-    limit, used = (
-        _number(folder / "memory.limit_in_bytes"),
-        _number(folder / "memory.usage_in_bytes"),
-    )
-    if limit is None or used is None:
-        return None
-    return limit - used + _reclaimable(folder, "total_inactive_file")
+def _left_by_cgroups(root: Path) -> Iterator[int]:
+    """What each limit above this process leaves: a parent's binds too."""
+    versions = (
+        ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "memory", "sys/fs/cgroup/memory",
+            "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
+        ),
+    )  # fmt: skip
+    for controller, top, limit_file, used_file, reclaimable in versions:
+        group = _group(root, controller, top)
+        # A container's own group lies at the top, whatever its path is outside.
+        for folder in (group, *group.parents) if group else ():
+            if not folder.is_relative_to(root / top):
+                break
+            limit, used = _number(folder / limit_file), _number(folder / used_file)
+            if limit is not None and used is not None:
+                yield limit - used + _reclaimable(folder, reclaimable)

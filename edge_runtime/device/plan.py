@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .memory import available_bytes
+from .memory import available_bytes, pss_bytes
 
-# Measured: the engine's process with the library loaded, and the web process.
-PROCESS_BYTES = 150 << 20
+# Measured: the engine's process with the library loaded (35 MiB) and the web process (65 to 70), and what
+# llama.cpp keeps of each token of a vocabulary: its text, its number, the merges that lead to it.
+PROCESS_BYTES = 105 << 20
+WORD_BYTES = 330
 
 # Measured: what llama.cpp notes of each token that a context can hold, beside its keys and values.
 NOTE_BYTES = 52
@@ -34,7 +36,7 @@ class Plan:
     kv_bytes: int
     prefix_bytes: int
     compute_bytes: int
-    process_bytes: int = PROCESS_BYTES
+    process_bytes: int
     gpu_bytes: int = 0
     exact: bool = False
 
@@ -73,8 +75,8 @@ class Budget:
 
 
 def budget() -> Budget:
-    """What is free now, less the reserve for the system."""
-    return Budget(max(0, available_bytes() - RESERVE_BYTES))
+    """What is free now, less the reserve for the system, and what this process has: a plan counts it too."""
+    return Budget(available_bytes(reserve=RESERVE_BYTES) + (pss_bytes() or 0))
 
 
 def bound(
@@ -101,6 +103,7 @@ def bound(
         kv_bytes=int(n_slots * n_ctx * (kv_bytes_per_token + NOTE_BYTES)),
         prefix_bytes=int(prefix_tokens * kv_bytes_per_token),
         compute_bytes=n_batch * n_embd * 4 * 10 + 2 * n_outputs * n_vocab * 4 + mask_bytes,
+        process_bytes=PROCESS_BYTES + n_vocab * WORD_BYTES,
     )
 
 
@@ -137,6 +140,7 @@ def embedding_bound(
         kv_bytes=int(n_ctx * (kv_bytes_per_token + NOTE_BYTES)) if kv_bytes_per_token else 0,
         prefix_bytes=0,
         compute_bytes=n_batch * token_bytes + beside_bytes + n_batch * n_ctx * pair_bytes,
+        process_bytes=PROCESS_BYTES + n_vocab * WORD_BYTES,
     )
 
 
@@ -186,18 +190,16 @@ def on_gpu(tensors: Sequence[Weight], n_layers: int, n_offloaded: int) -> tuple[
     return sum(sizes.values()) - moved, moved + tied
 
 
-def exact(
-    buffers: Buffers, tensors: Sequence[Weight], n_layers: int, n_tokens: int, prefix_bytes: int
-) -> Plan:
-    """The plan from what llama.cpp says that a context of `n_tokens` takes."""
+def exact(at_most: Plan, buffers: Buffers, tensors: Sequence[Weight], n_layers: int, n_tokens: int) -> Plan:
+    """The plan, with what llama.cpp says that a context of `n_tokens` takes instead of a bound."""
     here, there = on_gpu(tensors, n_layers, buffers.n_layers_gpu)
     kv_there = buffers.kv * min(buffers.n_layers_gpu, n_layers) // n_layers
     # CUDA_Host and others of that kind lie in the machine's memory.
     computing_here = sum(n for name, n in buffers.compute.items() if name == "CPU" or name.endswith("_Host"))
-    return Plan(
+    return replace(
+        at_most,
         weights_bytes=here,
         kv_bytes=buffers.kv - kv_there + (n_tokens * NOTE_BYTES if buffers.kv else 0),
-        prefix_bytes=prefix_bytes,
         compute_bytes=computing_here + buffers.output,
         gpu_bytes=there + kv_there + sum(buffers.compute.values()) - computing_here,
         exact=True,

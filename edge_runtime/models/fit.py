@@ -80,7 +80,7 @@ def plans(header: GGUF, choices: Sequence[Settings], room: Budget) -> list[Plan]
     told = subprocess.run(simulation, capture_output=True, text=True).stdout
     for i, line in zip(asked, told.splitlines()):
         buffers = Buffers(**json.loads(line))
-        made[i] = exact(buffers, header.tensors, header.n_layers, n_tokens[i], made[i].prefix_bytes)
+        made[i] = exact(made[i], buffers, header.tensors, header.n_layers, n_tokens[i])
     return made
 
 

@@ -117,6 +117,16 @@ def test_version_1(tmp_path: Path) -> None:
     assert left(tmp_path) == 70
     group(tmp_path, "memory", limit_in_bytes=9223372036854771712)  # how version 1 writes "no limit"
     assert left(tmp_path) == 1000
+    group(tmp_path, "memory/docker/abc", limit_in_bytes=400 * MB, usage_in_bytes=10 * MB)
+    assert left(tmp_path) == 390
+
+
+def test_only_the_machine_keeps_a_reserve(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path, reserve=200 * MB) == 800 * MB
+    process_in(tmp_path, "0::/box")
+    group(tmp_path, "box", max=500 * MB, current=0)
+    assert available_bytes(tmp_path, reserve=200 * MB) == 500 * MB
+    assert available_bytes(tmp_path, reserve=2000 * MB) == 0
 
 
 @settings(max_examples=50)

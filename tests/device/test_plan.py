@@ -67,11 +67,10 @@ def test_the_parts_are_the_whole_and_decide(size: dict[str, Any], room: int) -> 
     assert Budget(room).has_room_for(made) == (made.total_bytes <= room)
 
 
-def test_the_system_keeps_its_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.device.plan.available_bytes", lambda: 300 * MB)
-    assert budget().memory_bytes == 100 * MB
-    monkeypatch.setattr("edge_runtime.device.plan.available_bytes", lambda: 100 * MB)
-    assert budget().memory_bytes == 0
+def test_the_system_keeps_its_reserve_and_this_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.device.plan.pss_bytes", lambda: 60 * MB)
+    monkeypatch.setattr("edge_runtime.device.plan.available_bytes", lambda reserve: 300 * MB - reserve)
+    assert budget().memory_bytes == 160 * MB
 
 
 embedding_sizes = st.fixed_dictionaries(
@@ -128,12 +127,13 @@ def test_layers_on_a_gpu_begin_with_the_output_and_the_last_layer() -> None:
 def test_what_llama_cpp_says_is_put_where_it_lies() -> None:
     said = Buffers(kv=1200, compute={"CUDA0": 70, "CUDA_Host": 5, "CPU": 2}, output=9, flash_attention=True,
                    n_layers_gpu=6)  # fmt: skip
-    made = exact(said, WEIGHTS, 12, n_tokens=10, prefix_bytes=3)
+    before = Plan(weights_bytes=0, kv_bytes=0, prefix_bytes=3, compute_bytes=0, process_bytes=4)
+    made = exact(before, said, WEIGHTS, 12, n_tokens=10)
     assert (
         made.exact
         and made.kv_bytes == 600 + 10 * NOTE_BYTES
         and made.compute_bytes == 16
-        and made.prefix_bytes == 3
+        and (made.prefix_bytes, made.process_bytes) == (3, 4)
     )
     assert made.gpu_bytes == 101 + 5 * 20 + 600 + 70
     assert Budget(made.total_bytes, made.gpu_bytes).has_room_for(made)
