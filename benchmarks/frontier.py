@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -132,7 +132,8 @@ def main(
     }  # fmt: skip
     facts.append(results, (about | asdict(point) for point in points))
     Console().print(table(points))
-    draw(points, picture)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw(points).savefig(picture, dpi=130)
     console.print(f"Written: {escape(str(results))}, {escape(str(picture))}", highlight=False)
 
 
@@ -195,7 +196,7 @@ def table(points: list[Point]) -> Table:
     return shown
 
 
-def draw(points: list[Point], path: Path) -> None:
+def draw(points: list[Point]) -> Any:
     """Loss over bytes, and loss over prompt speed."""
     from matplotlib.figure import Figure
 
@@ -219,8 +220,7 @@ def draw(points: list[Point], path: Path) -> None:
         axis.grid(alpha=0.25, which="both")
         axis.margins(x=0.36)
     axes[0].set_ylabel("mean KL to BF16, nats a token (less is better)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 if __name__ == "__main__":

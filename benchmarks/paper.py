@@ -25,26 +25,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edge_runtime.device.machine import default_threads
 from edge_runtime.device.memory import available_bytes
 from edge_runtime.errors import InvalidSetting, MedgeError
+from edge_runtime.models import gguf
 
 from . import facts, shapes
 from .baselines import WARM_UP, Found, Task, prompt
 from .processes import MemorySampler, Server, free_port
 from .quiet import Watched
-from .savings import PAPER, RESULTS, Record, parts_table, read, table
+from .savings import PAPER, RESULTS, Record, cost, parts, read, table
 
 CASES = ["256+128", "4000+96", "16288+96"]
 ALL: list[str] = []
+MIN_CTX = 64  # what the warm-up needs, and the least that medge serves
 err = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to run the model. `path` is a folder for transformers, else a GGUF; `kv` is medge's."""
+    """One way to run the model. `path` is a folder for transformers, else a GGUF; `flags` are medge's."""
 
     name: str
     runner: str
     path: Path
-    kv: str = "f16"
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,20 @@ def prepare(model: str, work: Path, target: str) -> tuple[list[Side], bool]:
     return [
         Side("transformers", "transformers", folder),
         Side("llama.cpp BF16", "llama.cpp", made / "model-bf16.gguf"),
-        Side("medge 4-bit", "medge", made / "model.gguf"),
-        Side("medge 4-bit, q8_0 KV", "medge", made / "model.gguf", "q8_0"),
+        *(
+            Side(f"medge 4-bit, {kv} KV", "medge", made / "model.gguf", ("--kv", kv))
+            for kv in kv_types(gguf.read(made / "model.gguf"))
+        ),
     ], synthetic
+
+
+def kv_types(header: gguf.GGUF) -> list[str]:
+    """The types of KV memory that a model can have: q8_0 packs 32 values of a head."""
+    try:
+        header.kv_bytes_per_token("q8_0")
+    except InvalidSetting:
+        return ["f16"]
+    return ["f16", "q8_0"]
 
 
 def _export(module: str, *words: object) -> None:
@@ -108,7 +121,14 @@ def _export(module: str, *words: object) -> None:
 def measure(side: Side, case: Case, n_vocab: int, n_threads: int, seed: int) -> Record:
     """One side in fresh processes: seconds, bytes, and how quiet the machine was."""
     task = Task(
-        side.runner, str(side.path), case.n_ctx + 8, case.n_prompt, case.n_answer, n_threads, n_vocab, seed
+        side.runner,
+        str(side.path),
+        max(MIN_CTX, case.n_ctx + 8),
+        case.n_prompt,
+        case.n_answer,
+        n_threads,
+        n_vocab,
+        seed,
     )
     with Watched() as watched:
         found, peak = _served(side, task) if side.runner == "medge" else _run_alone(task)
@@ -131,12 +151,15 @@ def _run_alone(task: Task) -> tuple[Found, int | None]:
 def _served(side: Side, task: Task) -> tuple[Found, int | None]:
     """medge as people run it, asked over HTTP. Its parts are those that `medge plan` tells."""
     medge = [sys.executable, "-m", "edge_runtime"]
-    settings = ["--slots", "1", "--ctx", str(task.n_ctx), "--kv", side.kv, "--prefix-tokens", "0"]
-    told = subprocess.run([*medge, "plan", side.path, *settings, "--json"], capture_output=True, check=True)
+    settings = ["--slots", "1", "--ctx", str(task.n_ctx), "--prefix-tokens", "0", *side.flags]
+    told = subprocess.run([*medge, "plan", side.path, *settings, "--json"], capture_output=True, text=True)
+    if told.returncode:
+        raise InvalidSetting(f"medge plan {side.path} {' '.join(settings)} failed: {told.stderr.strip()}")
     plan = json.loads(told.stdout)
     port = free_port()
-    words = [*medge, "serve", "--model", str(side.path), *settings, "--threads", str(task.n_threads),
-             "--port", str(port), "--no-records", "--deadline-s", "86400", "--hang-timeout-s", "3600"]  # fmt: skip
+    settings += ["--threads", str(task.n_threads), "--port", str(port), "--no-records"]
+    patient = ["--deadline-s", "86400", "--hang-timeout-s", "3600"]
+    words = [*medge, "serve", "--model", str(side.path), *settings, *patient]
     began = time.perf_counter()
     with Server(words, port, start_timeout_s=1800) as server:
         load_s = time.perf_counter() - began
@@ -262,11 +285,11 @@ def main(
         lines = read(out)
         records = [line for line in lines if line["session"] == (session or lines[-1]["session"])]
     except MedgeError as error:
-        err.print(f"error: {error}", markup=False)
+        print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     console = Console()
     for name in dict.fromkeys(r["case"] for r in records):
-        console.print(table(records, name), parts_table(records, name), sep="\n\n", end="\n\n")
+        console.print(table(cost(records, name)), table(parts(records, name)), sep="\n\n", end="\n\n")
     if records[0]["synthetic"]:
         console.print(
             "The weights are synthetic: memory and speed are those of the real model, its text is noise."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.table import Column, Table
+from rich.table import Table
 
 from edge_runtime.errors import InvalidSetting
 
@@ -49,48 +50,69 @@ def of_side(records: Sequence[Record], name: str, case: str, what: str) -> list[
     return [r[what] for r in records if r["side"] == name and r["case"] == case and r.get(what) is not None]
 
 
-def table(records: Sequence[Record], case: str) -> Table:
-    """Memory and time of all sides in one case, beside the first side's."""
-    shown = Table(Column(f"{case} tokens", no_wrap=True), box=None, pad_edge=False)
-    for name in (
-        "peak MiB",
-        "of the first",
-        "prompt s",
-        "of it",
-        "ms a token",
-        "of it",
-        "answer s",
-        "of it",
-        "(95 %)",
-    ):
-        shown.add_column(name, justify="right")
-    names = list(dict.fromkeys(r["side"] for r in records))
-    for name in names:
-        cells = [name]
-        for what, scale, form in (("peak_pss_bytes", 2**-20, ",.0f"), ("prompt_s", 1, ",.1f"),
-                                  ("token_s", 1e3, ",.0f"), ("total_s", 1, ",.1f")):  # fmt: skip
-            ours, first = of_side(records, name, case, what), of_side(records, names[0], case, what)
-            cells.append(format(median(ours) * scale, form) if ours else "-")
-            cells.append(f"{ratio(ours, first)[0]:.3f}" if ours and first else "-")
-            if what == "total_s":
-                cells.append("{1:.2f} to {2:.2f}".format(*ratio(ours, first)) if ours and first else "-")
-        shown.add_row(*cells)
-    return shown
+@dataclass(frozen=True)
+class Rows:
+    """A table, for any form of it."""
+
+    columns: tuple[str, ...]
+    rows: list[list[str]]
 
 
-def parts_table(records: Sequence[Record], case: str) -> Table:
-    """What the peak is made of; for medge `medge plan` said it before it was loaded."""
-    columns = ("weights", "KV memory", "computing", "the programs")
-    shown = Table(Column("MiB", no_wrap=True), box=None, pad_edge=False)
-    for name in (*columns, "sum", "peak", "sum / peak"):
-        shown.add_column(name, justify="right")
-    for name in dict.fromkeys(r["side"] for r in records):
+def sides(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(r["side"] for r in records))
+
+
+def cost(records: Sequence[Record], case: str) -> Rows:
+    """Memory and time of all sides in one case, as ratios to the first side's."""
+    names = sides(records)
+    columns = [f"{case} tokens"]
+    rows = [[name] for name in names]
+    for what, label, scale, form in (
+        ("peak_pss_bytes", "peak MiB", 2**-20, ",.0f"), ("prompt_s", "prompt s", 1, ",.1f"),
+        ("token_s", "ms a token", 1e3, ",.0f"), ("total_s", "whole answer s", 1, ",.1f"),
+    ):  # fmt: skip
+        columns += [label, "of the first (95 %)"]
+        first = of_side(records, names[0], case, what)
+        for row, name in zip(rows, names):
+            ours = of_side(records, name, case, what)
+            row.append(format(median(ours) * scale, form) if ours else "-")
+            row.append(shown(ours, first) if ours and first and name != names[0] else "")
+    return Rows(tuple(columns), rows)
+
+
+def shown(of: Sequence[float], to: Sequence[float]) -> str:
+    """A ratio and its interval; one round has none."""
+    middle, low, high = ratio(of, to)
+    return f"{middle:.3f}" + (f" ({low:.2f} to {high:.2f})" if len(of) > 1 else "")
+
+
+def memory_parts(records: Sequence[Record], case: str) -> dict[str, dict[str, float]]:
+    """MiB of each part by side, as told before or by the framework, and the measured `peak`."""
+    found = {}
+    for name in sides(records):
         of = [r for r in records if r["side"] == name and r["case"] == case and r.get("peak_pss_bytes")]
         if of:
-            peak, parts = median(r["peak_pss_bytes"] for r in of), of[0]["parts"]
-            total = sum(parts.values())
-            cells = [f"{parts[c] / 2**20:,.0f}" if c in parts else "" for c in columns]
-            shown.add_row(
-                name, *cells, f"{total / 2**20:,.0f}", f"{peak / 2**20:,.0f}", f"{total / peak:.3f}"
-            )
-    return shown
+            peak = median(r["peak_pss_bytes"] for r in of)
+            found[name] = {part: n / 2**20 for part, n in (of[0]["parts"] | {"peak": peak}).items()}
+    return found
+
+
+def parts(records: Sequence[Record], case: str) -> Rows:
+    """What the peak is made of; of medge `medge plan` said it before it was loaded."""
+    names = ("weights", "KV memory", "computing", "the programs")
+    rows = []
+    for name, found in memory_parts(records, case).items():
+        peak = found.pop("peak")
+        total = sum(found.values())
+        known = [f"{found[part]:,.0f}" if part in found else "" for part in names]
+        rows.append([name, *known, f"{total:,.0f}", f"{peak:,.0f}", f"{total / peak:.3f}"])
+    return Rows(("MiB", *names, "sum", "peak", "sum / peak"), rows)
+
+
+def table(made: Rows) -> Table:
+    found = Table(box=None, pad_edge=False)
+    for i, column in enumerate(made.columns):
+        found.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in made.rows:
+        found.add_row(*row)
+    return found

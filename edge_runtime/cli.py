@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape as _plain
 
 from . import __version__
-from .config import Settings, load
+from .config import Settings, load, state_dir
 from .errors import InvalidSetting, MedgeError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _serve(settings: Settings, model: ModelFile) -> None:
 
     from .server.app import create_app
     from .telemetry.metrics import Metrics
-    from .telemetry.records import Records, state_dir
+    from .telemetry.records import Records
     from .telemetry.watch import Watch
 
     metrics = Metrics()
@@ -663,7 +663,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """What the requests of this machine cost: percentiles of all that were recorded."""
-    from .telemetry.records import percentiles, read, state_dir
+    from .telemetry.records import percentiles, read
     from .terminal.stats import percentile_table, summary, ttft_table
 
     with errors_as_sentences():
@@ -722,13 +722,15 @@ def _find(settings: Settings, *, header_only: bool = False) -> ModelFile:
 
 
 def _fitting(settings: Settings, model: ModelFile) -> Settings:
-    """The settings, or with --fit less, if there is no room for them.
+    """The settings, with what was tuned for this model, or with --fit less, if there is no room for them.
 
     Raises:
         NotEnoughMemory: the model would not fit; nothing is loaded.
     """
+    from .models import profile
     from .models.fit import given_up, require_room
 
+    settings = profile.apply(model.header, settings)
     found = require_room(model.header, settings)
     if found != settings:
         err.print(f"Too little memory; taking {given_up(settings, found)}.", style="yellow", highlight=False)

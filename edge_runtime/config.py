@@ -122,6 +122,11 @@ def user_folder(variable: str, xdg: str, default: str) -> Path:
     return (Path(base) if base else Path.home() / default) / "medge"
 
 
+def state_dir() -> Path:
+    """Where records and profiles are kept: $MEDGE_STATE, or the user's state folder."""
+    return user_folder("MEDGE_STATE", "XDG_STATE_HOME", ".local/state")
+
+
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     """Settings from flags, environment and file.
 

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..config import user_folder
 from ..engine.request import Done, Failed
 
 log = logging.getLogger("medge.records")
@@ -26,11 +25,6 @@ NAME = "requests"
 MAX_BYTES = 4 << 20  # about 10,000 requests
 MAX_AGE_S = 7 * 86_400
 MAX_FILES = 12
-
-
-def state_dir() -> Path:
-    """Where records are kept: $MEDGE_STATE, or the user's state folder."""
-    return user_folder("MEDGE_STATE", "XDG_STATE_HOME", ".local/state")
 
 
 class Records:
