@@ -22,7 +22,7 @@ from . import card
 from . import model as models
 from . import train as training
 from .config import Config, Distillation, Model, Source
-from .curves import draw
+from .curves import compare, draw
 from .data import ChatForm, Counts, Example, Row, check_apart, chunks, examples_of, pick, read_all
 from .errors import DistillError, InvalidConfig
 from .evaluate import Answers, choose, nats
@@ -177,6 +177,8 @@ class Run:
             found[label] = self._evaluated(label, base, None)
         for name, given in self.config.models.items():
             found[name] = self._evaluated(name, given.base, given)
+        told = {name: read(self.config.out / name / "run.json") for name in self.config.models}
+        compare({name: facts["log"] for name, facts in told.items() if facts}, self.config.out / "curves.png")
         return found
 
     # -- material
