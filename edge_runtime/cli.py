@@ -26,7 +26,6 @@ from .config import Settings, load, state_dir
 from .errors import InvalidSetting, MedgeError
 
 if TYPE_CHECKING:
-    from .device.plan import Budget, Plan
     from .engine.request import Done, Failed, Timing
     from .models.store import ModelFile
     from .server.worker import Worker
@@ -191,9 +190,10 @@ def _serve(settings: Settings, model: ModelFile) -> None:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         await worker.start()
-        tasks = [asyncio.create_task(_announce(settings, model, worker, server, failure))]
-        if recorded:  # nobody else asks how the machine is
-            tasks.append(asyncio.create_task(watch.run()))
+        tasks = [
+            asyncio.create_task(_announce(settings, model, worker, server, failure)),
+            asyncio.create_task(watch.run()),
+        ]
         try:
             yield
         finally:
@@ -207,7 +207,7 @@ def _serve(settings: Settings, model: ModelFile) -> None:
             await super().shutdown(sockets)
             await stop
 
-    api = create_app(worker, model, settings, metrics, lifespan)
+    api = create_app(worker, model, settings, metrics, lifespan, lambda: watch.facts)
     server = Server(
         uvicorn.Config(
             api,
@@ -560,7 +560,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Whether a model fits into this machine's memory, and what would: nothing is loaded."""
-    from .device.plan import budget
+    from .device.plan import budget, facts
     from .models.fit import given_up, ladder, plans
     from .terminal.plan import plan_table, rung_table
 
@@ -569,8 +569,8 @@ def plan(
     made = plans(found.header, rungs, room)
     less = [(given_up(settings, rung), plan) for rung, plan in zip(rungs[1:], made[1:])]
     if as_json:
-        facts = {"model": found.name, "available_bytes": room.memory_bytes, **_plan_facts(made[0], room)}
-        print(json.dumps(facts | {"less": [{"settings": what} | _plan_facts(p, room) for what, p in less]}))
+        told = {"model": found.name, "available_bytes": room.memory_bytes, **facts(made[0], room)}
+        print(json.dumps(told | {"less": [{"settings": what} | facts(p, room) for what, p in less]}))
         return
     slots = "" if found.header.embeddings else f"{settings.slots} slots of "
     out.print(f"{_plain(found.name)}, {slots}{found.header.context(settings.ctx):,} tokens, KV {settings.kv}")
@@ -580,16 +580,6 @@ def plan(
     else:
         out.print("[bold red]It does not fit.[/]" + (" What takes less:" if less else ""))
         out.print(rung_table(less, room))
-
-
-def _plan_facts(plan: Plan, room: Budget) -> dict[str, Any]:
-    return {
-        "total_bytes": plan.total_bytes,
-        "gpu_bytes": plan.gpu_bytes,
-        "fits": room.has_room_for(plan),
-        "exact": plan.exact,
-        "parts": plan.parts,
-    }
 
 
 # -- templates

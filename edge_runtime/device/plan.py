@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from .memory import available_bytes, pss_bytes
 
@@ -72,6 +72,17 @@ class Budget:
     def has_room_for(self, plan: Plan) -> bool:
         on_gpu = self.gpu_bytes is None or plan.gpu_bytes <= self.gpu_bytes
         return on_gpu and plan.total_bytes <= self.memory_bytes
+
+
+def facts(plan: Plan, room: Budget) -> dict[str, Any]:
+    """What programs read of a plan, and whether there is room for it."""
+    return {
+        "total_bytes": plan.total_bytes,
+        "gpu_bytes": plan.gpu_bytes,
+        "fits": room.has_room_for(plan),
+        "exact": plan.exact,
+        "parts": plan.parts,
+    }
 
 
 def budget() -> Budget:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..config import Settings
+from ..config import Settings, state_dir
 from ..device.machine import look
 from ..device.memory import available_bytes, pss_bytes
+from ..device.plan import budget, facts
 from ..engine.request import Delta, Done, Failed
 from ..errors import Cancelled, InvalidRequest, MedgeError, ModelNotFound, NotFound, Unsupported
+from ..models.fit import plans
 from ..models.store import ModelFile
 from ..telemetry.metrics import Metrics
 from .guard import Guard
@@ -40,6 +42,7 @@ from .openai import (
     models,
     parse,
 )
+from .recorded import Recorded
 from .vectors import embed
 from .worker import Ticket, Worker
 
@@ -50,17 +53,32 @@ PAGE = Path(__file__).parent / "page"
 # Rates on the page are means over this time.
 RATE_WINDOW_S = 3.0
 
+# What the page shows of `telemetry.watch`.
+MACHINE = ("temperature_c", "throttled", "power_w", "energy_j", "energy_source", "power_mode")
+
 
 class Server:
     """What the routes share: the worker, the model's facts, and the figures."""
 
-    def __init__(self, worker: Worker, model: ModelFile, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        model: ModelFile,
+        settings: Settings,
+        metrics: Metrics,
+        machine: Callable[[], Mapping[str, Any]],
+    ) -> None:
         self.worker = worker
         self.model = model
         self.settings = settings
         self.metrics = metrics
+        self.machine = machine
         self.started = time.time()
         self.cpu = look().cpu
+        self._room = budget()  # before the model takes its part
+        self._plan: dict[str, Any] | None = None
+        self._recorded = Recorded(state_dir())
+        self._one_at_a_time = asyncio.Lock()
         self._rates: deque[tuple[float, int]] = deque()
         # Raw HTML stays text, and links that run code are no links.
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -123,6 +141,26 @@ class Server:
         (t0, n0), (t1, n1) = self._rates[0], self._rates[-1]
         return (n1 - n0) / (t1 - t0) if t1 > t0 and n1 >= n0 else 0.0
 
+    async def plan(self) -> dict[str, Any]:
+        """What the settings take, and what was free before. A child process has to be asked, so once."""
+        async with self._one_at_a_time:
+            if self._plan is None:
+                choice = [self.settings]
+                (plan,) = await asyncio.to_thread(plans, self.model.header, choice, self._room)
+                self._plan = {
+                    "model": self.model.name,
+                    "available_bytes": self._room.memory_bytes,
+                    **facts(plan, self._room),
+                }
+        return self._plan
+
+    async def stats(self) -> dict[str, Any]:
+        """What the recorded requests cost."""
+        if not self.settings.records:
+            return {"recording": False}
+        async with self._one_at_a_time:
+            return {"recording": True, **await asyncio.to_thread(self._recorded.figures)}
+
     def health(self) -> dict[str, Any]:
         worker, ready, header = self.worker, self.worker.ready, self.model.header
         on_gpu = bool(ready and ready.n_layers_gpu)
@@ -158,7 +196,7 @@ class Server:
         }
 
     def live(self) -> dict[str, Any]:
-        snapshot = self.worker.snapshot
+        snapshot, machine = self.worker.snapshot, self.machine()
         return {
             "status": self.worker.status,
             "slots": [
@@ -170,10 +208,11 @@ class Server:
             "memory_available_bytes": available_bytes(),
             "threads": snapshot.n_threads if snapshot else self.settings.threads,
             "ctx_per_slot": self.ctx,
+            "machine": {name: machine.get(name) for name in MACHINE},
         }
 
-    def gauges(self) -> dict[str, Any]:
-        snapshot = self.worker.snapshot
+    def gauges(self) -> dict[str, float | None]:
+        snapshot, machine = self.worker.snapshot, self.machine()
         return {
             "slots": self.settings.slots,
             "slots_busy": snapshot.n_busy if snapshot else 0,
@@ -182,6 +221,10 @@ class Server:
             "prefix_tokens": snapshot.n_prefix_tokens if snapshot else 0,
             "memory_bytes": self.memory_bytes(),
             "restarts": self.worker.n_restarts,
+            "temperature_celsius": machine.get("temperature_c"),
+            "throttled": machine.get("throttled"),
+            "power_watts": machine.get("power_w"),
+            "energy_joules_total": machine.get("energy_j"),
         }
 
 
@@ -191,9 +234,14 @@ def create_app(
     settings: Settings,
     metrics: Metrics | None = None,
     lifespan: Callable[[FastAPI], Any] | None = None,
+    machine: Callable[[], Mapping[str, Any]] = dict,
 ) -> FastAPI:
-    """The web application. Starting and stopping `worker` is up to the caller, or to `lifespan`."""
-    server = Server(worker, model, settings, metrics or Metrics())
+    """The web application. Starting and stopping `worker` is up to the caller, or to `lifespan`.
+
+    Args:
+        machine: how the machine is, as `telemetry.watch` tells it.
+    """
+    server = Server(worker, model, settings, metrics or Metrics(), machine)
     app = FastAPI(title="medge", version=__version__, lifespan=lifespan, redoc_url=None)
     allowed = [settings.host, *(settings.allow_host or "").split(",")]
     app.add_middleware(
@@ -264,6 +312,14 @@ def _add_page(app: FastAPI, server: Server) -> None:
     @app.get("/live", include_in_schema=False)
     async def live() -> Response:
         return JSONResponse(server.live())
+
+    @app.get("/plan", include_in_schema=False)
+    async def plan() -> Response:
+        return JSONResponse(await server.plan())
+
+    @app.get("/stats", include_in_schema=False)
+    async def stats() -> Response:
+        return JSONResponse(await server.stats())
 
     @app.post("/markdown", include_in_schema=False)
     async def markdown(request: Request) -> Response:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
+from tests import tiny_gguf
+from tests.device import boards
+from tests.server.machines import app_on
 from tests.serving import RunningServer, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,8 +33,9 @@ SIZES = {"kiosk": (1024, 600), "phone": (390, 844), "desk": (1440, 900)}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with serving(None, "--slots", "2", "--ctx", "1024") as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    state = {"MEDGE_STATE": str(tmp_path_factory.mktemp("state"))}
+    with serving(None, "--slots", "2", "--ctx", "1024", env=state) as server:
         yield server
 
 
@@ -166,7 +175,135 @@ def test_nothing_is_cut_or_overlaps(
             assert min(box["width"], box["height"]) >= 40, f"{name} is too small for a finger"
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
     page.screenshot(path=folder / f"{size}-{scheme}.png")
+    if page.locator("#panel-toggle").is_visible():
+        page.click("#panel-toggle")
+    expect(page.locator("#plan dd").last).to_contain_text("MiB", timeout=15_000)
+    page.screenshot(path=folder / f"{size}-{scheme}-panel.png")
+    assert page.evaluate(CUT) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollHeight") <= height, "scrolls as a whole"
+    page.locator("#facts").scroll_into_view_if_needed()
+    expect(page.locator("#facts")).to_be_in_viewport()
     page.close()
+
+
+# Texts of the panel that are wider than their room, or stand beside the window.
+CUT = """() => Array.from(document.querySelectorAll("#panel :is(h2, p, dt, dd, li, span, b)"))
+    .filter((node) => node.getClientRects().length)
+    .filter((node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        const { left, right } = range.getBoundingClientRect();
+        const room = node.closest(".figure, #facts, #panel-toggle").getBoundingClientRect();
+        return left < room.left - 1 || right > room.right + 1 || right > innerWidth;
+    })
+    .map((node) => node.outerHTML)"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_long_name_leaves_room(browser: Browser, tmp_path: Path, size: str) -> None:
+    name = "An-Instruct-model-of-a-maker-with-a-long-name-with-its-medical-adapter-of-November-Q4_K_M"
+    with serving(tiny_gguf.write(tmp_path / f"{name}.gguf"), "--ctx", "256") as server:
+        page = browser.new_page(viewport=dict(zip(("width", "height"), SIZES[size])))  # type: ignore[arg-type]
+        page.goto(server.url)
+        model = page.locator("#model")
+        expect(model).to_have_attribute("title", name)
+        height, room = model.evaluate("node => [node.clientHeight, node.closest('.brand').clientHeight]")
+        assert height < room < 80, "the top stays slim"
+        boxes = [
+            box
+            for part in ("#model", "#panel-toggle", "#new-conversation")
+            if (box := page.locator(part).bounding_box())
+        ]
+        for i, a in enumerate(boxes):
+            assert a["x"] >= 0 and a["x"] + a["width"] <= SIZES[size][0]
+            for b in boxes[:i]:
+                apart = a["x"] >= b["x"] + b["width"] or b["x"] >= a["x"] + a["width"]
+                assert apart or a["y"] >= b["y"] + b["height"] or b["y"] >= a["y"] + a["height"]
+        page.close()
+
+
+def test_the_box_has_the_focus_at_load(watched: Watched) -> None:
+    expect(watched.page.locator("#question")).to_be_focused()
+
+
+def test_plan_and_percentiles_by_keyboard(watched: Watched, server: RunningServer) -> None:
+    page = watched.page
+    watched.ask("Fever in three words?")
+    expect(page.locator('[data-role="cost"]').last).to_be_visible(timeout=60_000)
+    page.locator("#question").focus()
+    for _ in range(5):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.id") == "panel-toggle":
+            break
+    page.keyboard.press("Enter")
+    rows = page.locator("#plan dl > div")
+    expect(rows.last).to_contain_text(re.compile(r"used now\s*\d+"), timeout=15_000)
+    with server.client() as client:
+        plan, stats = client.get("/plan").json(), client.get("/stats").json()
+    for (name, n_bytes), row in zip(plan["parts"].items(), rows.all()):
+        shown = re.fullmatch(rf"{name}\s+(\d+)\sMiB", row.inner_text())
+        assert shown and abs(int(shown[1]) - n_bytes / 2**20) <= 0.5, row.inner_text()
+    widths = page.locator("#plan .stack i").evaluate_all(
+        "all => all.map(i => i.getBoundingClientRect().width)"
+    )
+    share = widths[0] / sum(widths)
+    assert share == pytest.approx(plan["parts"]["weights"] / plan["total_bytes"], abs=0.01)
+    expect(page.locator("#recorded p")).to_contain_text(re.compile(rf"{stats['n']} requests? since \d"))
+    first = re.match(
+        r"p50\s([\d.]+)\s(m?)s, p95\s[\d.]+\sm?s$", page.locator("#recorded dd").first.inner_text()
+    )
+    assert first, page.locator("#recorded dd").first.inner_text()
+    ttft_s = float(first[1]) * (0.001 if first[2] else 1)
+    assert ttft_s == pytest.approx(
+        stats["percentiles"]["ttft_s"]["p50"], abs=0.051 if ttft_s >= 1 else 0.00051
+    )
+    expect(page.locator("#facts")).not_to_be_in_viewport(ratio=1)
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")
+    expect(page.locator("#facts")).to_be_in_viewport(ratio=1)  # reached without a mouse
+    assert watched.problems == []
+
+
+def test_without_records_it_says_so(browser: Browser, tiny: Path) -> None:
+    with serving(tiny, "--ctx", "256", "--no-records") as server:
+        page = browser.new_page(viewport={"width": 1024, "height": 600})
+        page.goto(server.url)
+        page.click("#panel-toggle")
+        expect(page.locator("#recorded p")).to_contain_text("not recorded", timeout=15_000)
+        expect(page.locator("#recorded dl > div")).to_have_count(0)
+        page.close()
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The address of an application that runs in this process."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_heat_and_power_of_a_machine(browser: Browser, tiny: Path, tmp_path: Path, tells: bool) -> None:
+    root = boards.build(tmp_path, boards.orin_nano() if tells else {})
+    with running(app_on(root, tiny)) as url:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(url)
+        rows = page.locator("#machine dl > div")
+        expect(rows).to_have_count(5)
+        told = ["50 °C", "yes, by heat or a limit", "5.26 W", "0 J (INA rails)", "MAXN_SUPER"]
+        names = ["Temperature", "Slowed", "Power", "Energy", "Power mode"]
+        expect(rows).to_have_text(
+            [f"{name}{value if tells else 'not available'}" for name, value in zip(names, told)]
+        )
+        expect(page.locator('[data-chart="temperature"]')).to_be_visible(visible=tells)
+        page.close()
 
 
 def test_keyboard_alone(watched: Watched) -> None:

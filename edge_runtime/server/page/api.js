@@ -75,6 +75,17 @@ const report = (path) =>
 export const health = () => report("/health");
 export const live = () => report("/live");
 
+/** The plan may need a process that is started for it. */
+const figures = (path) =>
+  withinLimit(30, async (signal) => {
+    const response = await send(path, { signal });
+    if (!response.ok) throw await refusal(response);
+    return response.json();
+  });
+
+export const plan = () => figures("/plan");
+export const stats = () => figures("/stats");
+
 /** Markdown to HTML that the server has made safe. */
 export const markdown = (text) =>
   withinLimit(5, async (signal) => {

@@ -131,7 +131,7 @@ function showStatus({ status, sentence, reason, health }) {
 
 function showHealth(health) {
   const { model } = health;
-  $("model").textContent = model ? `${model.name}, ${model.quantization}` : "";
+  $("model").textContent = $("model").title = model?.name ?? ""; // CSS may cut it
   $("notice").textContent = model?.demo ? DEMO : NOTICE;
   panel.describe(health);
 }

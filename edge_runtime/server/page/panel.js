@@ -1,10 +1,16 @@
-// What the machine is doing: slots, speed and memory, now and over the last two minutes.
+// What the machine is doing: slots, speed, memory and heat, now and over the last two minutes.
 
+import * as api from "./api.js";
 import { Chart, SPAN_S } from "./chart.js";
+import { showPlan } from "./plan.js";
+import { showRecorded } from "./recorded.js";
+import { rows } from "./rows.js";
 import * as units from "./units.js";
 
 const panel = document.getElementById("panel");
 const toggle = document.getElementById("panel-toggle");
+const detail = document.getElementById("panel-detail");
+const RECORDED_EVERY_MS = 10_000;
 const MANY_SLOTS = 4; // squares for more do not fit the bar of a phone: it tells the number
 
 const put = (name, text) => {
@@ -12,7 +18,10 @@ const put = (name, text) => {
 };
 
 export class Panel {
-  #samples = []; // { at_s, rate, memory, free }
+  #samples = []; // { at_s, rate, memory, free, temperature }
+  #plan = null;
+  #recordedAt = -Infinity;
+  #asking = false;
   #charts = Array.from(panel.querySelectorAll("[data-chart]"), (svg) => [
     svg.dataset.chart,
     new Chart(svg),
@@ -34,11 +43,14 @@ export class Panel {
       rate: live.tokens_per_s ?? null,
       memory: live.memory_bytes ?? null,
       free: live.memory_available_bytes ?? null,
+      temperature: live.machine.temperature_c,
     });
     this.#samples = this.#samples.filter(({ at_s }) => now_s - at_s <= SPAN_S);
     this.#showSlots(live);
     this.#showRate(now_s);
     this.#showMemory(now_s);
+    this.#showMachine(live.machine, now_s);
+    this.#ask(live);
   }
 
   /** One answer of `/health`. */
@@ -68,23 +80,31 @@ export class Panel {
       Running: `${units.seconds(Math.floor(uptime_s)).replace(".0", "")}, ${restarts} ${restarts === 1 ? "restart" : "restarts"}`,
       Version: version,
     };
-    document.getElementById("facts").replaceChildren(
-      ...Object.entries(facts)
-        .filter(([, value]) => value != null)
-        .map(([name, value]) => {
-          const row = document.createElement("div");
-          row.append(
-            Object.assign(document.createElement("dt"), { textContent: name }),
-            Object.assign(document.createElement("dd"), { textContent: value }),
-          );
-          return row;
-        }),
-    );
+    rows(document.getElementById("facts"), facts);
   }
 
   /** The server is gone or not ready: old numbers must not look like new ones. */
   set stale(value) {
     panel.classList.toggle("stale", value);
+    if (value) this.#plan = null; // it may come back with other settings
+  }
+
+  /** Only while somebody sees it. The plan takes a process of its own, which would slow an answer down. */
+  async #ask({ status, slots }) {
+    if (this.#asking || detail.offsetParent === null) return;
+    this.#asking = true;
+    try {
+      if (performance.now() - this.#recordedAt > RECORDED_EVERY_MS) {
+        showRecorded(await api.stats());
+        this.#recordedAt = performance.now();
+      }
+      if (status === "ok" && slots.every(({ state }) => state === "idle"))
+        this.#plan ??= await api.plan();
+    } catch {
+      await new Promise((later) => setTimeout(later, RECORDED_EVERY_MS)); // `Server` says what is wrong
+    } finally {
+      this.#asking = false;
+    }
   }
 
   #showSlots({ slots, waiting, ctx_per_slot }) {
@@ -139,8 +159,24 @@ export class Panel {
     put("memory", value);
     put("memory-unit", unit);
     put("memory-range", free === null ? "" : `${units.size(free)} still free`);
+    if (this.#plan) showPlan(this.#plan, memory);
     const top = Math.max(...this.#samples.map((s) => (s.memory ?? 0) + (s.free ?? 0)), 1);
     this.#draw("memory", "memory", top, now_s);
+  }
+
+  #showMachine({ temperature_c, throttled, power_w, energy_j, energy_source, power_mode }, now_s) {
+    const known = this.#samples.map((s) => s.temperature).filter((c) => c !== null);
+    const told = known.length > 0;
+    put("temperature-range", told ? `Peak ${units.celsius(Math.max(...known))} in 2\u00a0min` : "");
+    panel.querySelector('[data-chart="temperature"]').toggleAttribute("hidden", !told);
+    this.#draw("temperature", "temperature", Math.max(100, ...known), now_s);
+    rows(document.querySelector("#machine dl"), {
+      Temperature: temperature_c === null ? null : units.celsius(temperature_c),
+      Slowed: throttled === null ? null : throttled ? "yes, by heat or a limit" : "no",
+      Power: power_w === null ? null : units.watts(power_w),
+      Energy: energy_j === null ? null : `${units.joules(energy_j)} (${energy_source})`,
+      "Power mode": power_mode,
+    });
   }
 
   #draw(name, field, top, now_s) {

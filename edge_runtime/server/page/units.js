@@ -29,6 +29,28 @@ export function seconds(s) {
   return `${Math.floor(whole / 3600)}\u00a0h ${Math.floor((whole % 3600) / 60)}\u00a0min`;
 }
 
+/** Of a token: 0.0184 -> "18 ms", 1.31 -> "1.3 s". */
+export const wait = (s) =>
+  s < 1 ? `${round(1000 * s, s < 0.01 ? 1 : 0)}\u00a0ms` : seconds(s);
+
+export const mebibytes = (n_bytes) => `${count(n_bytes / 2 ** 20)}\u00a0MiB`;
+
+export const celsius = (c) => `${round(c, 0)}\u00a0°C`;
+
+export const watts = (w) => `${round(w, w < 10 ? 2 : 1)}\u00a0W`;
+
+export const joules = (j) => (j < 3600 ? `${count(j)}\u00a0J` : `${round(j / 3600, 1)}\u00a0Wh`);
+
+/** Seconds since 1970 -> "23 Nov 2026, 09:14". */
+export const date = (time_s) =>
+  new Date(1000 * time_s).toLocaleString("en-GB", {
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+    hour: "2-digit",
+    minute: "2-digit",
+  });
+
 /** 135000000 -> "135 million". */
 export function parameters(n) {
   if (n >= 1e9) return `${round(n / 1e9, 1)} billion`;
