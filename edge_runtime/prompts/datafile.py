@@ -53,22 +53,23 @@ def fault(problem: str, *below: str | int) -> PydanticCustomError:
     return PydanticCustomError("fault", problem, {"below": below})
 
 
-def read(path: Path, model: type[D]) -> D:
+def read(path: Path, model: type[D], max_bytes: int = MAX_FILE_BYTES) -> D:
     """What a file says.
 
     Raises:
-        InvalidSetting: the file cannot be read, is no TOML, or does not fit the model.
+        InvalidSetting: the file cannot be read, is longer than `max_bytes`, is no TOML, or does not fit
+            the model.
     """
-    text, table = _parsed(path)
+    text, table = _parsed(path, max_bytes)
     try:
         return model.model_validate(table)
     except ValidationError as error:
         raise _refusal(path, text, error, model) from None
 
 
-def at(path: Path, place: Place) -> str:
+def at(path: Path, place: Place, max_bytes: int = MAX_FILE_BYTES) -> str:
     """`FILE, line N` of a key in a file that has been read."""
-    return f"{path}, line {_line(lines_of(_parsed(path)[0]), place)}"
+    return f"{path}, line {_line(lines_of(_parsed(path, max_bytes)[0]), place)}"
 
 
 def lines_of(text: str) -> dict[Place, int]:
@@ -125,17 +126,15 @@ def _line(lines: Mapping[Place, int], place: Place) -> int:
     return next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
 
 
-def _parsed(path: Path) -> tuple[str, dict[str, Any]]:
+def _parsed(path: Path, max_bytes: int) -> tuple[str, dict[str, Any]]:
     """Text and table of a file."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be read: {error.strerror}. Check its name and rights.") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise InvalidSetting(
-            f"{path} has more than {MAX_FILE_BYTES} bytes, which no prompt needs. Shorten it."
-        )
+    if len(data) > max_bytes:
+        raise InvalidSetting(f"{path} has more than {max_bytes} bytes. Shorten it.")
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
         return text, tomllib.loads(text)

@@ -7,25 +7,23 @@ Owns how words are read: folding, terms, negation, distance. Which words make an
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InvalidRequest, InvalidSetting
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .datafile import Data, at, fault, read
 
 LANGUAGES = ("en", "es", "fr", "zh")
 FILE = Path(__file__).with_suffix(".toml")
+MAX_FILE_BYTES = 1 << 19
 
 # Words are cut at 40 letters, a Chinese character is a word of its own.
 _TOKEN = re.compile(
@@ -53,6 +51,102 @@ class RedFlag:
     words: tuple[str, ...]
 
 
+def _group(names: object) -> object:
+    """The names in "fever|chills"."""
+    if not isinstance(names, str):
+        return names
+    group = tuple(names.split("|"))
+    if not all(group):
+        raise fault("a name in it is empty")
+    return group
+
+
+Group = Annotated[tuple[str, ...], BeforeValidator(_group)]
+Terms = Annotated[tuple[str, ...], Field(min_length=1)]
+Words = Annotated[str, Field(min_length=1)]
+Some = Annotated[tuple[Group, ...], Field(min_length=1)]
+
+
+class TermLists(Data):
+    """What one name stands for in each language."""
+
+    en: Terms = Field(description="English terms.")
+    es: Terms = Field(description="Spanish terms.")
+    fr: Terms = Field(description="French terms.")
+    zh: Terms = Field(description="Chinese terms.")
+    any: tuple[str, ...] = Field((), description="Terms of no language.")
+
+
+class Spoken(Data):
+    """A text in each language."""
+
+    en: Words = Field(description="English.")
+    es: Words = Field(description="Spanish.")
+    fr: Words = Field(description="French.")
+    zh: Words = Field(description="Chinese.")
+
+
+class Context(Data):
+    """What takes words out of account."""
+
+    name: Words = Field(description="What rules call it.")
+    marks: Group = Field(description='Names of terms that begin it, such as "negation".')
+    reach: Literal["before", "after", "around", "text", "self"] = Field(
+        description="Which words a mark rules: before, after, around, text (all) or self (its own)."
+    )
+    stops: Group = Field((), description="Names of terms where it ends.")
+    lists: Group = Field((), description="Names of terms before which commas do not end it.")
+    commas: Literal["end", "cross"] = Field("end", description="Whether commas end it: end or cross.")
+
+
+class Rule(Data):
+    """An emergency, and which terms speak of it."""
+
+    id: Words = Field(description="The name of the flag.")
+    notice: Words = Field(description="The notice that is given for it.")
+    name: Spoken = Field(description="What the notice calls it.")
+    when: Annotated[tuple[Some, ...], Field(min_length=1)] = Field(
+        description='Lists of groups such as "fever|chills"; of each group in a list one term must be there.'
+    )
+    within: int = Field(60, ge=1, description="At most so many words from the first group's term.")
+    unless: Group = Field((), description="Names of terms that excuse what is near them.")
+    despite: tuple[str, ...] = Field((), description="Contexts that it ignores.")
+
+
+class RulesFile(Data):
+    """The file red_flags.toml."""
+
+    traditional: Words = Field(description="Pairs: a traditional character and the simplified one.")
+    numbers: dict[str, float] = Field(description="Words for numbers.")
+    spelled: tuple[str, ...] = Field(description="Words that match misspelled.")
+    words: dict[str, str] = Field(description="Lists of alternatives that terms name in braces.")
+    terms: dict[str, TermLists] = Field(description="Names, and the terms of each in every language.")
+    context: tuple[Context, ...] = Field(description="What takes words out of account.")
+    rule: tuple[Rule, ...] = Field(description="The emergencies.")
+    notice: dict[str, Spoken] = Field(description="What to tell the person, with {names}.")
+
+    @model_validator(mode="after")
+    def _every_name_is_defined(self) -> RulesFile:
+        for i, context in enumerate(self.context):
+            for key in ("marks", "stops", "lists"):
+                _defined(getattr(context, key), self.terms, "terms", "context", i, key)
+        contexts = {context.name for context in self.context}
+        for i, rule in enumerate(self.rule):
+            for groups in rule.when:
+                for group in groups:
+                    _defined(group, self.terms, "terms", "rule", i, "when")
+            _defined(rule.unless, self.terms, "terms", "rule", i, "unless")
+            _defined(rule.despite, contexts, "context", "rule", i, "despite")
+            _defined([rule.notice], self.notice, "notice", "rule", i, "notice")
+        return self
+
+
+def _defined(names: Iterable[str], known: Collection[str], what: str, *place: str | int) -> None:
+    for name in names:
+        if name not in known:
+            raise fault(f"{name!r} is not in {what}", *place)
+
+
 def find(text: str) -> tuple[RedFlag, ...]:
     """What in `text` may be an emergency now, in the order of the rules; empty if nothing is."""
     return rules().find(text)
@@ -70,8 +164,11 @@ def notice(flags: Sequence[RedFlag], language: str) -> str:
 @lru_cache(maxsize=1)
 def rules() -> Rules:
     """The rules of the package, read once."""
-    return Rules(tomllib.loads(FILE.read_text("utf-8")))
+    return Rules(FILE)
 
+
+# A word, the limits of a number, or a gap.
+Key = str | tuple[float, float] | None
 
 # Where a term stands: the numbers of its words, without those that a gap stands for.
 _Match = tuple[int, ...]
@@ -81,18 +178,27 @@ _Match = tuple[int, ...]
 class _Node:
     """A place within terms: what may come next, and whose terms end here."""
 
-    words: dict[str, list[_Node]] = field(default_factory=dict)
-    numbers: dict[tuple[float, float], list[_Node]] = field(default_factory=dict)
-    gaps: list[_Node] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
+    words: dict[str, tuple[_Node, ...]] = field(default_factory=dict)
+    numbers: dict[tuple[float, float], tuple[_Node, ...]] = field(default_factory=dict)
+    gaps: tuple[_Node, ...] = ()
+    ends: tuple[str, ...] = ()
+
+    def lead(self, key: Key, after: tuple[_Node, ...]) -> None:
+        """Lets nodes come next after a key."""
+        if key is None:
+            self.gaps += after
+        elif isinstance(key, str):
+            self.words[key] = self.words.get(key, ()) + after
+        else:
+            self.numbers[key] = self.numbers.get(key, ()) + after
 
     def join(self, *others: _Node) -> _Node:
         """Takes over all that `others` allow."""
         for other in others:
             for word, after in other.words.items():
-                self.words.setdefault(word, []).extend(after)
+                self.words[word] = self.words.get(word, ()) + after
             for limits, after in other.numbers.items():
-                self.numbers.setdefault(limits, []).extend(after)
+                self.numbers[limits] = self.numbers.get(limits, ()) + after
             self.gaps += other.gaps
             self.ends += other.ends
         return self
@@ -110,10 +216,17 @@ class _Node:
 
     def merge(self) -> None:
         """Makes one node of all that a word leads to: one lookup instead of a walk through a list."""
-        for nodes in (*self.words.values(), *self.numbers.values()):
-            nodes[:] = [_Node().join(*nodes)]
-            if nodes[0].gaps:
-                nodes[0].gaps = [_Node().join(*nodes[0].gaps)]
+        self.words = {word: _one(nodes) for word, nodes in self.words.items()}
+        self.numbers = {limits: _one(nodes) for limits, nodes in self.numbers.items()}
+
+
+def _one(nodes: tuple[_Node, ...]) -> tuple[_Node, ...]:
+    """One node, with one gap at most, that allows what several do."""
+    if len(nodes) < 2 and len(nodes[0].gaps) < 2:
+        return nodes
+    node = _Node().join(*nodes)
+    node.gaps = (_Node().join(*node.gaps),) if node.gaps else ()
+    return (node,)
 
 
 class _Fold(dict[int, str]):
@@ -139,57 +252,44 @@ class Rules:
     """Rules that are ready to use.
 
     Args:
-        table: what `red_flags.toml` holds; its first lines describe it.
+        path: a file like `red_flags.toml`, whose first lines describe it.
 
     Raises:
-        InvalidSetting: a key that does not exist, a group that is empty, a name that nobody defines; with
-            the rule that is at fault.
+        InvalidSetting: the file is not like that; with the line and the key that are at fault.
     """
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        _check(table)
-        self._notices = table["notice"]
-        self._rules = table["rule"]
-        self._contexts = table["context"]
-        self._marks = {
-            name
-            for c in self._contexts
-            for key in ("marks", "stops", "lists")
-            for name in c.get(key, "").split("|")
-        }
-        self._fold = _Fold(table["traditional"])
-        self._values = {self._fold_text(word): float(n) for word, n in table["numbers"].items()}
+    def __init__(self, path: Path) -> None:
+        says = read(path, RulesFile, MAX_FILE_BYTES)
+        self._notices = says.notice
+        self._rules = says.rule
+        self._contexts = says.context
+        self._marks = {name for c in says.context for name in (*c.marks, *c.stops, *c.lists)}
+        self._fold = _Fold(says.traditional)
+        self._values = {self._fold_text(word): n for word, n in says.numbers.items()}
         self._stems: set[str] = set()
         self._known: set[str] = set(self._values)
-        self._root = _Node()
-        for name, languages in table["terms"].items():
-            for terms in languages.values():
-                for term in terms:
-                    try:
-                        self._root.join(self._term(name, term.format_map(table["words"]).split()))
-                    except KeyError as error:
-                        raise _refusal("terms", name, f"an unknown list {error.args[0]}") from None
-        self._root.merge()
-        spelled = [self._fold_text(word) for word in table["spelled"]]
+        self._root = self._tree(path, says)
+        spelled = [self._fold_text(word) for word in says.spelled]
         self._spelled = {variant: word for word in spelled for variant in (word, *_shorter(word))}
 
     def find(self, text: str) -> tuple[RedFlag, ...]:
         folded = text.translate(self._fold)
         tokens = _TOKEN.findall(folded)
         matches = self._matches(tokens)
-        if not any(_first_hit({**rule, "unless": ""}, matches) for rule in self._rules):
+        if not any(_first_hit(rule, matches, ()) for rule in self._rules):
             return ()  # most questions end here
         off = self._contexts_at(tokens, matches)
         left: dict[tuple[str, ...], dict[str, list[_Match]]] = {}
         hits = []
         for rule in self._rules:
-            despite = tuple(rule.get("despite", ()))
-            if despite not in left:
-                ruled = set().union(*(words for name, words in off.items() if name not in despite))
-                left[despite] = {name: [m for m in at if ruled.isdisjoint(m)] for name, at in matches.items()}
-            hit = _first_hit(rule, left[despite])
+            if rule.despite not in left:
+                ruled = set().union(*(words for name, words in off.items() if name not in rule.despite))
+                left[rule.despite] = {
+                    name: [m for m in at if ruled.isdisjoint(m)] for name, at in matches.items()
+                }
+            hit = _first_hit(rule, left[rule.despite], rule.unless)
             if hit:
-                hits.append((rule["id"], hit))
+                hits.append((rule.id, hit))
         if not hits:
             return ()
         places = self._places(text, folded)
@@ -207,50 +307,73 @@ class Rules:
         ids = {flag.id for flag in flags}
         parts = []
         for kind, texts in self._notices.items():
-            names = [r["name"][language] for r in self._rules if r["id"] in ids and r["notice"] == kind]
+            names = [getattr(r.name, language) for r in self._rules if r.id in ids and r.notice == kind]
             if names:
-                parts.append(texts[language].format(names=("、" if language == "zh" else ", ").join(names)))
+                parts.append(
+                    getattr(texts, language).format(names=("、" if language == "zh" else ", ").join(names))
+                )
         return "\n\n".join(parts)
 
     def _fold_text(self, text: str) -> str:
         return text.translate(self._fold)
 
-    def _term(self, name: str, parts: Sequence[str]) -> _Node:
-        """Where a term begins. What follows a part is one node for all its alternatives."""
-        if not parts:
-            return _Node(ends=[name])
-        after = self._term(name, parts[1:])
-        optional = len(parts[0]) > 1 and parts[0].endswith("?")
-        node = _Node()
-        for option in (parts[0][:-1] if optional else parts[0]).split("|"):
-            target = after
-            for key in reversed(self._keys(name, option)):
-                before = _Node()
-                if key == "_":
-                    before.gaps.append(target)
-                elif key.startswith("<"):
-                    limits = re.fullmatch(r"<([\d.]+)-([\d.]+)>", key)
-                    if not limits:
-                        raise _refusal("terms", name, f"no range in {key!r}")
-                    before.numbers[float(limits[1]), float(limits[2])] = [target]
-                else:
-                    before.words[key] = [target]
-                target = before
-            node.join(target)
-        if optional:
-            node.join(after)
-        return node
+    def _tree(self, path: Path, says: RulesFile) -> _Node:
+        """Where all terms begin. What follows a part of a term is one node for all its alternatives."""
+        keys = cache(self._keys)
 
-    def _keys(self, name: str, option: str) -> list[str]:
-        """What must stand one after the other for one alternative of a part."""
-        keys: list[str] = []
+        @cache
+        def begin(name: str, parts: tuple[str, ...]) -> _Node:
+            if not parts:
+                return _Node(ends=(name,))
+            after = (begin(name, parts[1:]),)
+            optional = len(parts[0]) > 1 and parts[0].endswith("?")
+            node = _Node()
+            for option in (parts[0][:-1] if optional else parts[0]).split("|"):
+                first, *others = keys(option)
+                target = after
+                for key in reversed(others):
+                    before = _Node()
+                    before.lead(key, target)
+                    target = (before,)
+                node.lead(first, target)
+            return node.join(*after) if optional else node
+
+        root = _Node()
+        for name, lists in says.terms.items():
+            for language, terms in lists:
+                for term in terms:
+                    try:
+                        root.join(begin(name, tuple(term.format_map(says.words).split())))
+                    except (KeyError, ValueError) as error:
+                        problem = f"there is no list {error}" if isinstance(error, KeyError) else error
+                        place = ("terms", name, language)
+                        raise InvalidSetting(
+                            f"{at(path, place, MAX_FILE_BYTES)}: {term!r} cannot be read: {problem}.",
+                            ".".join(place),
+                        ) from None
+        root.merge()
+        return root
+
+    def _keys(self, option: str) -> list[Key]:
+        """What must stand one after the other for one alternative of a part.
+
+        Raises:
+            ValueError: the alternative is no word, and none of the signs of a term either.
+        """
+        keys: list[Key] = []
         for piece in option.split("~"):
-            if piece == "_" or piece.startswith("<"):
-                keys.append(piece)
+            if piece == "_":
+                keys.append(None)
+                continue
+            if piece.startswith("<"):
+                limits = re.fullmatch(r"<([\d.]+)-([\d.]+)>", piece)
+                if not limits:
+                    raise ValueError(f"no range in {piece!r}")
+                keys.append((float(limits[1]), float(limits[2])))
                 continue
             words = _TOKEN.findall(self._fold_text(piece))
             if not words:
-                raise _refusal("terms", name, f"a part of {option or '|'!r} that is no word")
+                raise ValueError(f"no word in {option!r}")
             if piece.endswith("*"):
                 self._stems.add(words[-1])
                 words[-1] += "*"
@@ -261,9 +384,9 @@ class Rules:
     def _symbols(self, token: str) -> tuple[str, ...]:
         """The keys under which a word can stand in the tree."""
         own = (token,) if token in self._known else ()
-        stems = tuple(token[:n] + "*" for n in range(2, min(len(token), 16) + 1) if token[:n] in self._stems)
+        stems = [token[:n] + "*" for n in range(2, min(len(token), 16) + 1) if token[:n] in self._stems]
         if own or stems or len(token) < _MISSPELT:
-            return own + stems
+            return (*own, *stems)
         for variant in (token, *_shorter(token)):
             right = self._spelled.get(variant, token)
             # Of one length they must have the same letters, exchanged, or be long.
@@ -288,8 +411,10 @@ class Rules:
                     starts.setdefault(token, []).append((node, after))
         for token in seen:
             value = self._number(token)
+            if value is None:
+                continue
             for (low, high), nodes in self._root.numbers.items():
-                if value is not None and low <= value <= high:
+                if low <= value <= high:
                     after = nodes[0].followers(by_symbol)
                     if nodes[0].ends or after is None or after:
                         starts.setdefault(token, []).append((nodes[0], after))
@@ -320,10 +445,9 @@ class Rules:
         for symbol in symbols[i]:
             for after in node.words.get(symbol, ()):
                 self._walk(after, i + 1, (*at, i), tokens, symbols, found)
-        if node.numbers:
-            value = self._number(tokens[i])
+        if node.numbers and (value := self._number(tokens[i])) is not None:
             for (low, high), nodes in node.numbers.items():
-                if value is not None and low <= value <= high:
+                if low <= value <= high:
                     for after in nodes:
                         self._walk(after, i + 1, (*at, i), tokens, symbols, found)
         for gap in node.gaps:
@@ -338,23 +462,31 @@ class Rules:
 
     def _contexts_at(self, tokens: Sequence[str], matches: Mapping[str, list[_Match]]) -> dict[str, set[int]]:
         """For each context the words that it rules."""
-        # "No" in "no puede respirar" denies nothing.
-        taken = {i for name, places in matches.items() if name not in self._marks for m in places for i in m}
+        off = {c.name: _words(_of(c.marks, matches)) for c in self._contexts if c.reach == "self"}
+        idle = set().union(*off.values())
+        # "No" in "no puede respirar" denies nothing; in an idiom, such as "无意识障碍", it does.
+        taken = {
+            i
+            for name, places in matches.items()
+            if name not in self._marks
+            for m in places
+            if idle.isdisjoint(m)
+            for i in m
+        }
         kinds = {token: _break(token) for token in set(tokens)}
         breaks = [kinds[token] for token in tokens]
-        off: dict[str, set[int]] = {}
         for context in self._contexts:
-            ruled = off[context["name"]] = set()
-            marks = _of(context["marks"], matches)
-            if marks and context["reach"] == "text":
+            if context.reach == "self":
+                continue
+            ruled = off[context.name] = set()
+            marks = _of(context.marks, matches)
+            if marks and context.reach == "text":
                 ruled.update(range(len(tokens)))
                 continue
-            stops = {m[0] for m in _of(context.get("stops", ""), matches)}
-            lists = {m[0] for m in _of(context.get("lists", ""), matches)}
+            stops = {m[0] for m in _of(context.stops, matches)}
+            lists = {m[0] for m in _of(context.lists, matches)}
             for mark in marks:
-                if context["reach"] == "self":
-                    ruled.update(range(mark[0], mark[-1] + 1))
-                elif not taken.issuperset(mark):
+                if not taken.issuperset(mark):
                     ruled.update(_reach(context, mark, breaks, stops, lists))
         return off
 
@@ -377,28 +509,32 @@ def _break(token: str) -> int:
     return 2 if token in _SENTENCE_ENDS or token.count("\n") > 1 else int(token in _CLAUSE_ENDS)
 
 
-def _of(names: str, matches: Mapping[str, list[_Match]]) -> list[_Match]:
-    """The places of all terms in a group such as "fever|chills", in order."""
-    groups = [matches[name] for name in names.split("|") if name in matches]
+def _of(group: Group, matches: Mapping[str, list[_Match]]) -> list[_Match]:
+    """The places of all terms in a group, in order."""
+    groups = [matches[name] for name in group if name in matches]
     return groups[0] if len(groups) == 1 else sorted(m for places in groups for m in places)
 
 
+def _words(places: Iterable[_Match]) -> set[int]:
+    """All words from the first to the last of each match."""
+    return {i for m in places for i in range(m[0], m[-1] + 1)}
+
+
 def _reach(
-    context: Mapping[str, str],
+    context: Context,
     mark: _Match,
     breaks: Sequence[int],
     stops: Collection[int],
     lists: Collection[int],
 ) -> Iterator[int]:
     """The words that a mark rules."""
-    reach = context["reach"]
-    strong = 1 if context.get("commas", "end") == "end" else 2
-    if reach in ("before", "around"):
+    strong = 1 if context.commas == "end" else 2
+    if context.reach in ("before", "around"):
         for i in range(mark[0] - 1, max(-1, mark[0] - _REACH), -1):
             if breaks[i] >= strong or i in stops:
                 break
             yield i
-    if reach in ("after", "around"):
+    if context.reach in ("after", "around"):
         start, end = mark[-1] + 1, min(mark[-1] + _REACH, len(breaks))
         end = next((i for i in range(start, end) if breaks[i] == 2 or i in stops), end)
         if strong == 1:
@@ -408,18 +544,18 @@ def _reach(
         yield from range(start, end)
 
 
-def _first_hit(rule: Mapping[str, Any], matches: Mapping[str, list[_Match]]) -> list[_Match]:
+def _first_hit(rule: Rule, matches: Mapping[str, list[_Match]], unless: Group) -> list[_Match]:
     """The matches that fulfil a rule, in order of the text; empty if none do."""
-    for groups in rule["when"]:
-        anchors, *others = (_of(group, matches) for group in groups)
-        if not (anchors and all(others)):
+    for groups in rule.when:
+        if not all(any(matches.get(name) for name in group) for group in groups):
             continue
-        excuses = _of(rule.get("unless", ""), matches)
+        anchors, *others = (_of(group, matches) for group in groups)
+        excuses = _of(unless, matches)
         for anchor in anchors:
             if excuses and _distance(anchor, _nearest(anchor, excuses)) <= _NEAR:
                 continue
             near = [_nearest(anchor, places) for places in others]
-            if all(_distance(anchor, m) <= rule.get("within", 60) for m in near):
+            if all(_distance(anchor, m) <= rule.within for m in near):
                 return sorted({anchor, *near})
     return []
 
@@ -432,55 +568,3 @@ def _distance(a: _Match, b: _Match) -> int:
 def _nearest(anchor: _Match, places: Sequence[_Match]) -> _Match:
     i = bisect_left(places, anchor)
     return min(places[max(0, i - 1) : i + 2], key=lambda m: _distance(anchor, m))
-
-
-_REACHES = ("before", "after", "around", "text", "self")
-_KEYS: dict[str, tuple[set[str], set[str]]] = {  # those that must be there, and those that may
-    "file": ({"traditional", "numbers", "spelled", "words", "terms", "context", "rule", "notice"}, set()),
-    "terms": (set(LANGUAGES), {"any"}),
-    "notice": (set(LANGUAGES), set()),
-    "context": ({"name", "marks", "reach"}, {"stops", "lists", "commas"}),
-    "rule": ({"id", "notice", "name", "when"}, {"within", "unless", "despite"}),
-}
-
-
-def _check(table: Mapping[str, Any]) -> None:
-    """Refuses rules that would find nothing, or something else than they say."""
-    _check_keys("file", "", table)
-    for kind in ("terms", "notice"):
-        for name, languages in table[kind].items():
-            _check_keys(kind, name, languages)
-    for context in table["context"]:
-        name = str(context.get("name"))
-        _check_keys("context", name, context)
-        groups = [context[key] for key in ("marks", "stops", "lists") if key in context]
-        _check_names("context", name, groups, table["terms"], "terms")
-        _check_names("context", name, [context["reach"]], _REACHES, "reach")
-    names = [context["name"] for context in table["context"]]
-    for rule in table["rule"]:
-        name = str(rule.get("id"))
-        _check_keys("rule", name, rule)
-        for groups in rule["when"] + ([[rule["unless"]]] if "unless" in rule else []):
-            _check_names("rule", name, groups or [""], table["terms"], "terms")
-        _check_names("rule", name, rule.get("despite", []), names, "context")
-        if rule["notice"] not in table["notice"] or set(rule["name"]) != set(LANGUAGES):
-            raise _refusal("rule", name, "no notice or name in each language")
-
-
-def _check_keys(kind: str, name: str, table: Mapping[str, Any]) -> None:
-    must, may = _KEYS[kind]
-    wrong = [f"an unknown key {key}" for key in sorted(set(table) - must - may)]
-    wrong += [f"no {key}" for key in sorted(must - set(table))]
-    wrong += [f"an empty {key}" for key in sorted(table) if table[key] in ("", [], {})]
-    if wrong:
-        raise _refusal(kind, name, wrong[0])
-
-
-def _check_names(kind: str, name: str, groups: Sequence[str], known: Collection[str], what: str) -> None:
-    for one in (one for group in groups for one in group.split("|")):
-        if one not in known:
-            raise _refusal(kind, name, f"unknown {what} {one!r}" if one else "an empty group")
-
-
-def _refusal(kind: str, name: str, problem: str) -> InvalidSetting:
-    return InvalidSetting(f"{FILE.name}: {f'{kind} {name}'.strip()} has {problem}.")

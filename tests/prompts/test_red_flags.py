@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import time
@@ -11,14 +10,23 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.errors import InvalidRequest, InvalidSetting
-from edge_runtime.prompts.red_flags import FILE, LANGUAGES, RedFlag, Rules, find, notice, rules
+from edge_runtime.prompts.red_flags import (
+    FILE,
+    LANGUAGES,
+    MAX_FILE_BYTES,
+    RedFlag,
+    Rules,
+    find,
+    notice,
+    rules,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,23 +59,39 @@ def recall_and_precision(rows: list[Row]) -> tuple[float, float]:
     return right / sum(len(r.flags) for r in rows), right / sum(len(ids(r.text)) for r in rows)
 
 
-# The labelled texts. Both halves have helped to mend the rules by now: these numbers guard what is reached.
-# They are no estimate for new texts: of texts that they had never seen the rules found 392 of 457 flags, and
-# they flagged 21 of 273 near misses.
+def near_misses_flagged(rows: list[Row]) -> float:
+    return sum(bool(ids(r.text)) for r in rows if not r.flags) / sum(not r.flags for r in rows)
 
 
-@pytest.mark.parametrize("split", ["tune", "held_out", "all"])
-def test_emergencies_are_found_and_little_else(split: str) -> None:
-    rows = [r for r in ROWS if split in (r.split, "all")]
+# The labelled texts. Three splits have helped to mend the rules: their numbers guard what is reached, and are
+# no estimate for new texts.
+MENDED = ("tune", "held_out", "third")
+
+
+@pytest.mark.parametrize("splits", [*((split,) for split in MENDED), MENDED])
+def test_emergencies_are_found_and_little_else(splits: tuple[str, ...]) -> None:
+    rows = [r for r in ROWS if r.split in splits]
     recall, precision = recall_and_precision(rows)
-    alarms = sum(bool(ids(r.text)) for r in rows if not r.flags) / sum(not r.flags for r in rows)
-    print(f"{split}: recall {recall:.3f}, precision {precision:.3f}, near misses flagged {alarms:.3f}")
+    alarms = near_misses_flagged(rows)
+    print(f"{splits}: recall {recall:.3f}, precision {precision:.3f}, near misses flagged {alarms:.3f}")
     assert recall >= 0.98
     assert precision >= 0.95
     assert alarms <= 0.05
 
 
-@pytest.mark.parametrize("split", ["tune", "held_out"])
+# Written after the rules were mended for the last time, by the one who mended them, and measured once: the
+# estimate for new texts. Rules that are mended by these texts need new ones.
+
+
+def test_emergencies_that_the_rules_never_saw() -> None:
+    rows = [r for r in ROWS if r.split == "unseen"]
+    recall, precision = recall_and_precision(rows)
+    assert recall >= 54 / 67
+    assert precision >= 54 / 64
+    assert near_misses_flagged(rows) <= 2 / 60
+
+
+@pytest.mark.parametrize("split", MENDED)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_language_is_worse(language: str, split: str) -> None:
     recall, precision = recall_and_precision([r for r in ROWS if (r.language, r.split) == (language, split)])
@@ -81,7 +105,8 @@ def test_the_labelled_texts_are_many_and_divided() -> None:
     assert len(emergencies) >= 200
     assert len(ROWS) - len(emergencies) >= 200
     assert len({r.text for r in ROWS}) == len(ROWS)
-    assert 0.4 < sum(r.split == "tune" for r in ROWS) / len(ROWS) < 0.6
+    assert {r.split for r in ROWS} == {*MENDED, "unseen"}
+    assert sum(r.split == "unseen" for r in ROWS) == 2 * sum(r.split == "unseen" for r in emergencies) == 120
     for language in LANGUAGES:
         assert 0.2 < sum(r.language == language for r in ROWS) / len(ROWS) < 0.3
 
@@ -89,7 +114,7 @@ def test_the_labelled_texts_are_many_and_divided() -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("id", IDS)
 def test_every_rule_has_examples_in_each_language(id: str, language: str) -> None:
-    assert {"tune", "held_out"} == {r.split for r in ROWS if id in r.flags and r.language == language}
+    assert {"tune", "held_out"} <= {r.split for r in ROWS if id in r.flags and r.language == language}
 
 
 def test_the_words_that_decided_are_words_of_the_text() -> None:
@@ -209,9 +234,21 @@ def test_a_denied_list_is_denied_to_its_end(findings: list[str]) -> None:
     assert ids(f"No {findings[0]}. Now {findings[-1]}.") == ids(findings[-1])
 
 
+@given(st.permutations(DENIED["en"][1]))
+def test_and_ends_a_denial_unless_somebody_denies(findings: list[str]) -> None:
+    one, other, *_ = findings
+    assert ids(f"No {one} and {other}.") == ids(other)
+    assert not ids(f"Patient denies {one} and {other}.")
+
+
 @pytest.mark.parametrize(
     ("text", "flags"),
     [
+        ("no fever and crushing chest pain", {"chest_pain"}),
+        ("sin fiebre y dolor opresivo en el pecho", {"chest_pain"}),
+        ("pas de fièvre et une douleur thoracique constrictive", {"chest_pain"}),
+        ("没有发烧而且胸口压榨样疼", {"chest_pain"}),
+        ("病人无意识障碍、四肢抽搐", set()),
         ("no fever but crushing chest pain", {"chest_pain"}),
         ("No fever. No cough. Crushing chest pain radiating to the arm.", {"chest_pain"}),
         ("Denies fever, cough, crushing chest pain, or sweating.", set()),
@@ -363,7 +400,16 @@ def test_a_long_text_takes_milliseconds(language: str) -> None:
     # The quickest of five medians: other programs on the same cores must not fail the test.
     typical = min(median(seconds() for _ in range(30)) for _ in range(5))
     print(f"{language}: {1000 * typical:.2f} ms")
-    assert typical < 0.006  # 1 to 2 ms; the same machine takes twice as long at other hours
+    assert typical < 0.006  # 1 to 3 ms
+
+
+def test_the_median_question_takes_less_than_two_milliseconds() -> None:
+    def seconds(text: str) -> float:
+        start = time.thread_time()
+        find(text)
+        return time.thread_time() - start
+
+    assert min(median(seconds(row.text) for row in ROWS) for _ in range(5)) < 0.002
 
 
 HOSTILE = {
@@ -422,45 +468,54 @@ def test_the_rules_are_read_once() -> None:
     assert rules() is rules()
 
 
-def broken(change: Callable[[dict[str, Any]], object]) -> str:
-    table = copy.deepcopy(TABLE)
-    change(table)
-    with pytest.raises(InvalidSetting) as error:
-        Rules(table)
-    return error.value.message
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("old", "new", "message"),
     [
-        (lambda t: t["rule"][3].update(wihtin=3), "rule chest_pain has an unknown key wihtin"),
-        (lambda t: t["rule"][3].update(when=[[]]), "rule chest_pain has an empty group"),
-        (lambda t: t["rule"][3].update(when=[]), "rule chest_pain has an empty when"),
-        (lambda t: t["rule"][3].update(when=[["fever", ""]]), "rule chest_pain has an empty group"),
-        (lambda t: t["rule"][3].update(when=[["feber"]]), "rule chest_pain has unknown terms 'feber'"),
-        (lambda t: t["rule"][3].update(unless="feber"), "rule chest_pain has unknown terms 'feber'"),
-        (lambda t: t["rule"][3].update(notice="calm"), "rule chest_pain has no notice"),
-        (lambda t: t["rule"][3].update(despite=["calm"]), "rule chest_pain has unknown context 'calm'"),
-        (lambda t: t["rule"][3]["name"].pop("zh"), "rule chest_pain has no notice or name in each language"),
-        (lambda t: t["rule"][3].pop("when"), "rule chest_pain has no when"),
-        (lambda t: t["terms"]["fever"].update(de=["Fieber"]), "terms fever has an unknown key de"),
-        (lambda t: t["terms"]["fever"].update(zh=[]), "terms fever has an empty zh"),
+        ("within = 14", "wihtin = 14", "rule.2.wihtin is not known here. Did you mean within?"),
+        ("within = 14", "within = 0", "rule.2.within: 0 is not possible"),
+        ('when = [["rigid"]', 'when = [[], ["rigid"]', "rule.18.when.0: [] is not possible"),
+        ('when = [["hemorrhage"], ["bleeding", "heavy"]]', "when = []", "rule.2.when: [] is not possible"),
+        ('["fever|infection",', '["fever|", ', "rule.6.when.0.0: a name in it is empty"),
+        ('["fever|infection",', '["feber",', "rule.6.when: 'feber' is not in terms"),
+        ('unless = "sunburn"', 'unless = "sunbrun"', "rule.14.unless: 'sunbrun' is not in terms"),
+        ('notice = "crisis"', 'notice = "calm"', "rule.7.notice: 'calm' is not in notice"),
         (
-            lambda t: t["terms"]["fever"].update(zh=["发烧", "|"]),
-            "terms fever has a part of '|' that is no word",
+            'despite = ["knowledge",',
+            'despite = ["calm",',
+            "rule.7.despite: 'calm' is not in context",
         ),
-        (lambda t: t["terms"]["fever"].update(en=["{heat}"]), "terms fever has an unknown list heat"),
-        (lambda t: t["terms"]["fever"].update(en=["<hot>"]), "terms fever has no range in '<hot>'"),
-        (lambda t: t["terms"].pop("fever"), "has unknown terms 'fever'"),
-        (lambda t: t["context"][0].update(reach="far"), "context negation has unknown reach 'far'"),
-        (lambda t: t["context"][0].update(stops="fear"), "context negation has unknown terms 'fear'"),
-        (lambda t: t.pop("notice"), "file has no notice"),
+        ('name = { en = "seizure", ', "name = { ", "rule.10.name.en is missing"),
+        ('when = [["unconscious"]', 'whem = [["unconscious"]', "rule.0.whem is not known here"),
+        ('zh = ["脑膜炎|流脑|脑炎"]', 'de = ["Meningitis"]', "terms.meningitis_word.de is not known here"),
+        ('zh = ["脑膜炎|流脑|脑炎"]', "zh = []", "terms.meningitis_word.zh: [] is not possible"),
+        ('["脑膜炎|流脑|脑炎"]', '["脑炎", "|"]', "'|' cannot be read: no word in ''"),
+        ('["脑膜炎|流脑|脑炎"]', '["{heat}"]', "'{heat}' cannot be read: there is no list 'heat'"),
+        ('["脑膜炎|流脑|脑炎"]', '["<hot>"]', "'<hot>' cannot be read: no range in '<hot>'"),
+        ('reach = "text"', 'reach = "far"', "context.8.reach: 'far' is not possible"),
+        ('stops = "real"', 'stops = "fear"', "context.6.stops: 'fear' is not in terms"),
     ],
 )
-def test_rules_that_are_wrong_are_refused_by_name(
-    change: Callable[[dict[str, Any]], object], message: str
+def test_rules_that_are_wrong_are_refused_by_line_and_name(
+    old: str, new: str, message: str, tmp_path: Path
 ) -> None:
-    assert message in broken(change)
+    text = FILE.read_text("utf-8")
+    before, found, after = text.partition(old)
+    assert found
+    path = tmp_path / "rules.toml"
+    path.write_text(before + new + after, "utf-8")
+    with pytest.raises(InvalidSetting) as error:
+        Rules(path)
+    where, _, said = error.value.message.partition(": ")
+    assert message in said
+    # A key that is missing is told by the line of its table.
+    assert where == f"{path}, line {before.count(chr(10)) + 1}"
+
+
+def test_rules_of_no_end_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(InvalidSetting, match="more than"):
+        Rules(path)
 
 
 def test_every_list_of_terms_is_used() -> None:
