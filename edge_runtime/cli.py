@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, TypeAlias, TypeVar, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -28,7 +28,10 @@ from .errors import InvalidSetting, MedgeError
 if TYPE_CHECKING:
     from .engine.request import Done, Failed, Timing
     from .models.store import ModelFile
+    from .prompts.consult import Consult
     from .server.worker import Worker
+
+    Asked: TypeAlias = list[dict[str, str]] | Consult
 
 app = typer.Typer(
     name="medge",
@@ -43,13 +46,20 @@ T = TypeVar("T")
 out = Console()
 err = Console(stderr=True)
 
-ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers", "fit")
+ENGINE_SETTINGS = ("model", "ctx", "threads", "kv", "flash_attention", "gpu_layers", "fit", "templates")
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time, on 3.10 too
     typer.Option("--config", help="TOML file with settings, the same names as the flags."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text for people.")]
-MaxTokens = Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens of an answer at most.")]
+MaxTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, max=1 << 20, help="Tokens of an answer at most. Default: the template's, or 512."),
+]
+TemplateName = Annotated[
+    str,
+    typer.Option(help="Id of a template; auto for the one that fits; none to send the question alone."),
+]
 Temperature = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(min=0, max=2, help="0 always takes the most probable token."),
@@ -314,7 +324,8 @@ def _facts(settings: Settings, model: ModelFile, ready: Any, address: str) -> An
 def ask(
     settings: Settings,
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
-    max_tokens: MaxTokens = 512,
+    template: TemplateName = "auto",
+    max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     as_json: Json = False,
@@ -325,25 +336,31 @@ def ask(
     question = _text(question)
     if not question.strip():
         raise InvalidSetting("The question is empty; write it in quotes, or pipe it in with -.")
-    asyncio.run(_ask_once(settings, _find(settings), question, max_tokens, temperature, seed, as_json))
+    asyncio.run(
+        _ask_once(settings, _find(settings), question, template, max_tokens, temperature, seed, as_json)
+    )
 
 
 async def _ask_once(
     settings: Settings,
     model: ModelFile,
     question: str,
-    max_tokens: int,
+    template: str,
+    max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
+    messages = [{"role": "user", "content": question}]
+    # While the model is loading: reading the rules takes half a second.
+    consult = asyncio.create_task(asyncio.to_thread(_consult, settings, model, messages, template))
     async with _session(settings, model) as worker:
         show = (lambda text: None) if as_json else _write
-        messages = [{"role": "user", "content": question}]
-        text, reason, timing = await _stream(worker, messages, max_tokens, temperature, seed, show)
+        asked = await consult
+        text, reason, timing = await _stream(worker, asked, max_tokens, temperature, seed, show)
     if as_json:
         record = {"model": model.name, "answer": text, "finish_reason": reason, **_timing(timing)}
-        print(json.dumps(record))
+        print(json.dumps(record | ({} if isinstance(asked, list) else asked.facts)))
     else:
         _write("\n")
         err.print(_cost(timing, reason), style="dim", highlight=False)
@@ -351,7 +368,12 @@ async def _ask_once(
 
 @app.command()
 @with_settings(*ENGINE_SETTINGS)
-def chat(settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperature = None) -> None:
+def chat(
+    settings: Settings,
+    template: TemplateName = "auto",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+) -> None:
     """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
     with suppress(ImportError):
         import readline  # noqa: F401 - input() gets its history and arrow keys from it
@@ -360,13 +382,19 @@ def chat(settings: Settings, max_tokens: MaxTokens = 512, temperature: Temperatu
         session = _session(settings, model)
         worker = loop.run(session.__aenter__())
         try:
-            _converse(loop, worker, model, max_tokens, temperature)
+            _converse(loop, worker, settings, model, template, max_tokens, temperature)
         finally:
             loop.run(session.__aexit__(None, None, None))
 
 
 def _converse(
-    loop: _Loop, worker: Worker, model: ModelFile, max_tokens: int, temperature: float | None
+    loop: _Loop,
+    worker: Worker,
+    settings: Settings,
+    model: ModelFile,
+    template: str,
+    max_tokens: int | None,
+    temperature: float | None,
 ) -> None:
     messages: list[dict[str, str]] = []
     err.print(f"{_plain(model.name)}. /reset forgets, /quit ends.", style="dim", highlight=False)
@@ -394,7 +422,8 @@ def _converse(
             continue
         asked = [*messages, {"role": "user", "content": question}]
         try:
-            text, reason, timing = loop.run(_stream(worker, asked, max_tokens, temperature, None, _write))
+            consult = _consult(settings, model, asked, template)
+            text, reason, timing = loop.run(_stream(worker, consult, max_tokens, temperature, None, _write))
         except KeyboardInterrupt:
             err.print("\nStopped.", style="dim")
             continue
@@ -442,10 +471,20 @@ class _Loop:
             raise
 
 
+def _consult(settings: Settings, model: ModelFile, messages: list[dict[str, str]], template: str) -> Asked:
+    """The messages in a template, or as they are with "none"."""
+    from .prompts.consult import prepare
+    from .prompts.template import load as load_templates
+
+    if template == "none":
+        return messages
+    return prepare(messages, template, load_templates(settings.templates), model.name)
+
+
 async def _stream(
     worker: Worker,
-    messages: list[dict[str, str]],
-    max_tokens: int,
+    asked: Asked,
+    max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
     show: Callable[[str], None],
@@ -453,15 +492,28 @@ async def _stream(
     """One answer. If it is cancelled, so is the request."""
     import uuid
 
-    from .engine.request import Delta, Failed, Request, Sampling
+    from .engine.request import Delta, Failed, Grammar, Request, Sampling
     from .server.line import Ask
 
     # Small models repeat themselves: a little pressure against that, as on the page.
-    given = {"temperature": temperature, "seed": seed, "repeat_penalty": 1.1}
-    sampling = Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    request = Request(uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=sampling, conversation="chat")
+    given: dict[str, Any] = {"temperature": temperature, "seed": seed, "repeat_penalty": 1.1}
+    grammar, before, after = None, "", ""
+    if isinstance(asked, list):
+        messages = asked
+    else:
+        messages, before, after = list(asked.messages), asked.before, asked.after
+        given = asked.template.sampling.model_dump() | {k: v for k, v in given.items() if v is not None}
+        max_tokens = max_tokens or asked.template.budget.max_answer_tokens
+        if asked.template.answer_schema:
+            grammar = Grammar("json_schema", json.dumps(asked.template.answer_schema))
+    sampling = Sampling(**{k: v for k, v in given.items() if v is not None})
+    request = Request(
+        uuid.uuid4().hex, [], max_tokens=max_tokens or 512, sampling=sampling, grammar=grammar,
+        conversation="chat",
+    )  # fmt: skip
     ticket = worker.submit(Ask(request, messages=tuple(messages)))
-    text = ""
+    text = before
+    show(before)
     try:
         async for event in ticket.events():
             if isinstance(event, Delta):
@@ -470,7 +522,8 @@ async def _stream(
             elif isinstance(event, Failed):
                 raise event.error
             else:
-                return text, event.finish_reason, event.timing
+                show(after)
+                return text + after, event.finish_reason, event.timing
     finally:
         worker.cancel(ticket)
     raise AssertionError("an answer has a last event")
@@ -639,6 +692,31 @@ def check_templates(files: Annotated[list[Path], typer.Argument(help="TOML files
         for path in files:
             found = check(path)
             out.print(f"{found.id}, version {found.version}: {len(found.tests)} tests pass.", highlight=False)
+
+
+@app.command()
+def classify(
+    question: Annotated[str, typer.Argument(help="What somebody asks; - reads it from standard input.")],
+    as_json: Json = False,
+) -> None:
+    """Which template a question asks for, and which emergencies it speaks of. No model is needed."""
+    from rich.table import Table
+
+    from .prompts.router import classify as classified
+
+    with errors_as_sentences():
+        found = classified(
+            _text(_decoded(sys.stdin.buffer.read()) if question == "-" else question)
+        ).as_json()
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    for name, value in found.items():
+        told = ", ".join(value) if isinstance(value, tuple) else str(value)
+        table.add_row(name.replace("_", " "), _plain(told or "none"))
+    out.print(table)
 
 
 # -- stats

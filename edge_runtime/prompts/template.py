@@ -49,6 +49,15 @@ class Opening(Data):
 
     opening: Prose = Field(description="First sentences of every system text.")
     headings: Prose = Field(description="The sentence before the list of headings.")
+    seek_care: Prose = Field(description="What every answer for patients ends with: when to seek care.")
+    closing: Prose = Field(description="What every answer ends with; {model} stands for the model's name.")
+
+    @field_validator("closing")
+    @classmethod
+    def _names_the_model(cls, text: str) -> str:
+        if "{model}" not in text:
+            raise fault("it has no {model}")
+        return text
 
 
 class Shared(Data):

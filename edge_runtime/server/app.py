@@ -30,6 +30,7 @@ from ..engine.request import Delta, Done, Failed
 from ..errors import Cancelled, InvalidRequest, MedgeError, ModelNotFound, NotFound, Unsupported
 from ..models.fit import plans
 from ..models.store import ModelFile
+from ..prompts.template import load
 from ..telemetry.metrics import Metrics
 from .guard import Guard
 from .openai import (
@@ -75,6 +76,7 @@ class Server:
         self.machine = machine
         self.started = time.time()
         self.cpu = look().cpu
+        self.templates = load(settings.templates)
         self._room = budget()  # before the model takes its part
         self._plan: dict[str, Any] | None = None
         self._recorded = Recorded(state_dir())
@@ -190,6 +192,7 @@ class Server:
             "slots": self.settings.slots,
             "ctx_per_slot": self.ctx,
             "threads": self.settings.threads,
+            "templates": sorted(self.templates),
             "restarts": worker.n_restarts,
             "uptime_s": time.time() - self.started,
             "version": __version__,
@@ -369,6 +372,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 async def _answer(server: Server, body: Any, chat: bool) -> Response:
     server.check_model(body.model)
     server.check_text()
+    consult = None
+    if isinstance(body, ChatBody):
+        # In a thread: a megabyte of text takes the emergency rules a while.
+        consult = await asyncio.to_thread(body.consult, server.templates, server.model.name)
+        body = body.through(consult) if consult else body
     asks = body.asks(server.settings.deadline_s)
     tickets: list[Ticket] = []
     try:
@@ -377,7 +385,7 @@ async def _answer(server: Server, body: Any, chat: bool) -> Response:
     except MedgeError:
         _cancel_all(server, tickets)
         raise
-    answer = Answer(chat, server.model.name)
+    answer = Answer(chat, server.model.name, consult)
     if body.stream:
         options = body.stream_options
         return Stream(server, tickets, answer, bool(options and options.include_usage))

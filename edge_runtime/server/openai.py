@@ -2,7 +2,7 @@
 
 Every field of OpenAI's API is either honoured or refused by name; nothing is ignored. What is not declared
 here is refused too. Fields of our own: top_k, min_p, repeat_penalty, grammar, ignore_eos, deadline_s,
-conversation.
+conversation; of chats also template, language, context, options.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..engine.request import Delta, Done, Embedded, Grammar, Request, Sampling, TokenLogprob
 from ..errors import InvalidRequest, MedgeError, Unsupported
+from ..prompts.consult import Consult, prepare
+from ..prompts.template import Template
 from .line import Ask
 
 MAX_CHOICES = 16
@@ -182,6 +184,41 @@ class ChatBody(_Common):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    template: str | None = Field(None, min_length=1, max_length=64)
+    language: Literal["en", "es", "fr", "zh"] | None = None
+    context: Text | None = None
+    options: dict[str, str] | None = Field(None, max_length=26)
+
+    def consult(self, templates: Mapping[str, Template], model: str) -> Consult | None:
+        """The question in the template that is asked for; None if none is.
+
+        Raises:
+            InvalidRequest: a field that only a template has a place for; and what `prompts.consult` refuses.
+        """
+        if self.template is None:
+            for name in ("language", "context", "options"):
+                if getattr(self, name) is not None:
+                    raise InvalidRequest(f'{name} goes into a template; send template, such as "auto".', name)
+            return None
+        return prepare(
+            [m.plain() for m in self.messages], self.template, templates, model,
+            language=self.language, context=self.context, options=self.options,
+        )  # fmt: skip
+
+    def through(self, consult: Consult) -> ChatBody:
+        """This request with the template's messages, and its settings where there are none."""
+        template = consult.template
+        changed: dict[str, Any] = {"messages": [Message.model_validate(m) for m in consult.messages]}
+        for name, value in template.sampling:
+            if getattr(self, name) is None:
+                changed[name] = value
+        if self.max_tokens is None and self.max_completion_tokens is None:
+            changed["max_tokens"] = template.budget.max_answer_tokens
+        if template.answer_schema and self.response_format is None and self.grammar is None:
+            schema = JsonSchema(name=template.id.replace("-", "_"), schema=template.answer_schema)
+            changed["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
+        return self.model_copy(update=changed)
 
     def asks(self, deadline_s: float) -> list[Ask]:
         limits = {n for n in (self.max_completion_tokens, self.max_tokens) if n is not None}
@@ -428,10 +465,12 @@ class Answer:
     Args:
         chat: the chat form; otherwise that of completions.
         model: the name to give.
+        consult: what stands before and after the text, and why.
     """
 
-    def __init__(self, chat: bool, model: str) -> None:
+    def __init__(self, chat: bool, model: str, consult: Consult | None = None) -> None:
         self._chat = chat
+        self._consult = consult
         self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
         self._created = int(time.time())
         self._model = model
@@ -449,7 +488,9 @@ class Answer:
         if not self._chat:
             return ""
         delta = '"delta":{"role":"assistant","content":""}'
-        return f'{self._head}{{"index":{index},{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+        end = f',"medge":{json.dumps(self._consult.facts)}' if self._consult else ""
+        opened = f'{self._head}{{"index":{index},{delta},"logprobs":null,"finish_reason":null}}]{end}}}\n\n'
+        return opened + self._said(index, self._consult.before if self._consult else "")
 
     def chunk(self, index: int, delta: Delta, offset: int = 0) -> str:
         """New text. `offset` is the length of the choice's text before it."""
@@ -459,9 +500,13 @@ class Answer:
         content = f'"delta":{{"content":{text}}}' if self._chat else f'"text":{text}'
         return f'{self._head}{{"index":{index},{content},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n'
 
+    def _said(self, index: int, text: str) -> str:
+        """A chunk that no token belongs to."""
+        return self.chunk(index, Delta("", text)) if text else ""
+
     def last(self, index: int, done: Done) -> str:
         content = '"delta":{}' if self._chat else '"text":""'
-        return (
+        return self._said(index, self._consult.after if self._consult else "") + (
             f'{self._head}{{"index":{index},{content},"logprobs":null,'
             f'"finish_reason":"{done.finish_reason}"}}]}}\n\n'
         )
@@ -477,6 +522,8 @@ class Answer:
         dones: Sequence[Done],
     ) -> dict[str, Any]:
         choices = []
+        if self._consult:
+            texts = [f"{self._consult.before}{text}{self._consult.after}" for text in texts]
         for index, (text, done) in enumerate(zip(texts, dones)):
             choice: dict[str, Any] = {"index": index, "finish_reason": done.finish_reason}
             if self._chat:
@@ -493,6 +540,7 @@ class Answer:
             "choices": choices,
             "usage": usage(dones),
             "timings": timings(dones[-1]),
+            **({"medge": self._consult.facts} if self._consult else {}),
         }
 
     def _logprobs(self, tokens: tuple[TokenLogprob, ...], offset: int) -> dict[str, Any] | None:

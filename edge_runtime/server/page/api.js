@@ -103,7 +103,8 @@ export async function forget(id, { keepalive = false } = {}) {
 /**
  * One answer, as it is written.
  *
- * Yields `{ text }`, then `{ finish }` ("stop" or "length"), then `{ usage, timings }`. Aborting `signal` cancels
+ * Yields `{ facts }` of the template, `{ text }`, then `{ finish }` ("stop" or "length"), then
+ * `{ usage, timings }`. Aborting `signal` cancels
  * the generation on the server.
  */
 export async function* answer(request, signal) {
@@ -115,6 +116,7 @@ export async function* answer(request, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Refused(chunk.error.message, { code: chunk.error.code });
     const choice = chunk.choices?.[0];
+    if (chunk.medge) yield { facts: chunk.medge };
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
     if (chunk.usage) yield { usage: chunk.usage, timings: chunk.timings ?? {} };

@@ -4,6 +4,7 @@ import { announce } from "./announcer.js";
 import * as api from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
+import * as kinds from "./kinds.js";
 import { Panel } from "./panel.js";
 import { Scroll } from "./scroll.js";
 import { Server } from "./server.js";
@@ -14,8 +15,8 @@ const $ = (id) => document.getElementById(id);
 const DEMO = "Not a diagnosis. This demonstration model is too small for clinical use.";
 const NOTICE = "Not a diagnosis; check every answer.";
 
-// Small models repeat themselves: a little pressure against that, and an end.
-const ANSWER = { max_tokens: 768, repeat_penalty: 1.1 };
+// Small models repeat themselves: a little pressure against that.
+const ANSWER = { repeat_penalty: 1.1 };
 
 let conversation = new Conversation();
 let running = null; // { turn, stop, ended }: the answer that is being written
@@ -64,6 +65,7 @@ async function write(turn, signal) {
     model: server.health.model?.name,
     conversation: conversation.id,
     messages: conversation.messages(turn),
+    template: kinds.chosen(),
     ...ANSWER,
   };
   let show;
@@ -133,6 +135,7 @@ function showHealth(health) {
   const { model } = health;
   $("model").textContent = $("model").title = model?.name ?? ""; // CSS may cut it
   $("notice").textContent = model?.demo ? DEMO : NOTICE;
+  kinds.offer(health.templates);
   panel.describe(health);
 }
 

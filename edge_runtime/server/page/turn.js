@@ -2,11 +2,13 @@
 
 import { announce } from "./announcer.js";
 import { copy } from "./clipboard.js";
+import { described } from "./kinds.js";
 import { Rendering } from "./rendering.js";
 import * as units from "./units.js";
 
 export class Turn {
   text = "";
+  #notice = ""; // the emergency, which stands above the answer
   #rendering;
   #grown;
   #finish = null;
@@ -34,6 +36,7 @@ export class Turn {
     this.text = "";
     this.#finish = null;
     this.#cost = null;
+    this.#tell({ notice: "", words: "" });
     this.#find(".answer").replaceChildren();
     this.#rendering = new Rendering(this.#find(".answer"), this.#grown);
     this.#startedAt = performance.now();
@@ -43,8 +46,9 @@ export class Turn {
   }
 
   /** One event of `api.answer`. */
-  take({ text, finish, usage, timings }) {
-    if (text) {
+  take({ facts, text, finish, usage, timings }) {
+    if (facts) this.#tell({ notice: facts.notice, words: described(facts) });
+    else if (text && text.trimEnd() !== this.#notice) {
       this.text += text;
       if (this.node.dataset.state === "waiting") this.#state("answering");
       this.#rendering.show(this.text);
@@ -88,6 +92,18 @@ export class Turn {
     this.#stopCountdown();
     clearInterval(this.#clock);
     this.node.remove();
+  }
+
+  #tell({ notice, words }) {
+    this.#notice = notice;
+    for (const [selector, said] of [
+      [".emergency", notice],
+      [".kind", words],
+    ]) {
+      this.#find(selector).textContent = said;
+      this.#find(selector).hidden = !said;
+    }
+    this.#grown();
   }
 
   #find(selector) {
@@ -164,7 +180,7 @@ export class Turn {
 
   async #copy() {
     const label = this.#find('[data-action="copy"] span');
-    const word = (await copy(this.text)) ? "Copied" : "Could not copy";
+    const word = (await copy([this.#notice, this.text].filter(Boolean).join("\n\n"))) ? "Copied" : "Could not copy";
     label.textContent = word;
     announce(word);
     setTimeout(() => (label.textContent = "Copy"), 2000);
