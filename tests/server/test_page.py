@@ -318,3 +318,20 @@ def test_keyboard_alone(watched: Watched) -> None:
     expect(page.locator("#stop")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#send")).to_be_visible()
+
+
+def test_an_emergency_stands_above_the_answer_and_the_kind_can_be_chosen(watched: Watched) -> None:
+    page = watched.page
+    watched.ask("My father has crushing chest pain and is sweating")
+    alert = watched.answer.get_by_role("alert")
+    expect(alert).to_contain_text("Call your local emergency number now", timeout=30_000)
+    expect(watched.answer.locator(".kind")).to_contain_text("Emergency, in English, for patients")
+    expect(page.locator('[data-role="cost"]').last).to_be_visible(timeout=60_000)
+    said = watched.answer.locator(".answer").inner_text()
+    assert said.count("It is not a diagnosis.") == 1 and "This may be an emergency" not in said
+    page.get_by_label("Kind of question").select_option("Medicines")
+    watched.ask("¿Qué es la gota?")
+    expect(watched.answer.locator(".kind")).to_contain_text("Medicines, in Spanish", timeout=30_000)
+    expect(watched.answer.get_by_role("alert")).to_be_hidden()
+    expect(watched.answer).to_contain_text("No es un diagnóstico.", timeout=60_000)
+    assert watched.problems == []
