@@ -186,6 +186,20 @@ class Model:
             self._pieces[key] = buffer.raw[:n]
         return self._pieces[key]
 
+    def special_names(self) -> list[str]:
+        """Texts that are read as one token wherever they stand: control tokens, and marks such as <think>."""
+        names = []
+        for token in range(self.n_vocab):
+            kind = C.llama_vocab_get_attr(self._vocab, token)
+            if kind & (
+                C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN | C.LLAMA_TOKEN_ATTR_USER_DEFINED
+            ):
+                name = C.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+                # Words and runs of spaces that a vocabulary was given by hand are no marks.
+                if not kind & C.LLAMA_TOKEN_ATTR_USER_DEFINED or _MARK.fullmatch(name):
+                    names.append(name)
+        return names
+
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Refuse ids that are not in the vocabulary: llama.cpp would read beyond its tables.
 
@@ -406,6 +420,9 @@ class _Batch:
         self.struct.n_tokens = i
         return ends
 
+
+# <|im_start|>, <think>, [INST]
+_MARK = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 _LOG_LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _lines: list[str] = []

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import BinaryIO
 
 from ..engine.embedder import Embedder, EmbedderConfig
@@ -20,6 +21,7 @@ from ..engine.llama import Model
 from ..engine.request import Event, Failed, Request
 from ..errors import InvalidModel, MedgeError
 from ..prompts.chat import ChatTemplate
+from ..prompts.plain import Plain
 from .line import (
     Ask,
     Cancel,
@@ -97,13 +99,25 @@ class Child:
                 self._refused.append(Failed(ask.request.id, error))
             self._engine.wake()
 
+    @cached_property
+    def _plain(self) -> Plain:
+        return Plain(self._engine.model.special_names())
+
     def _tokens(self, ask: Ask) -> list[int]:
         model = self._engine.model
         if ask.messages is not None:
-            text = self._template.render(ask.messages)
+            messages, hidden = self._plain.hide(ask.messages)
+            text = self._template.render(messages)
             # Many templates write the token themselves; twice would be a prompt the model never saw.
             bos = model.add_bos and not text.startswith(_text_of(model, model.bos) or "\0")
-            return model.tokenize(text, special=True, add_bos=bos)
+            if not hidden:
+                return model.tokenize(text, special=True, add_bos=bos)
+            tokens = [model.bos] if bos else []
+            for piece, is_name in hidden.pieces(text):
+                # A mark such as <think> is read as one even in plain text, but not in two halves.
+                for part in (piece[:1], piece[1:]) if is_name else (piece,):
+                    tokens += model.tokenize(part, special=not is_name, add_bos=False)
+            return tokens
         if ask.text is not None:
             # Some embedding models have no token for the beginning, but one for the end that they need.
             bos = model.add_bos or isinstance(self._engine, Embedder)
