@@ -322,10 +322,36 @@ def test_json_is_one_object(tiny: Path) -> None:
     assert piped["answer"] == record["answer"], "a pipe asks the same, with a byte order mark or without"
 
 
+def test_a_question_goes_through_a_template(tiny: Path) -> None:
+    pain = "My father has crushing chest pain and is sweating"
+    run = medge("ask", pain, "--max-tokens", "4", MEDGE_MODEL=str(tiny))
+    text = run.stdout.decode()
+    assert text.startswith("This may be an emergency: ") and run.returncode == 0
+    assert text.endswith("Written by the program tiny. It is not a diagnosis.\n")
+    record = json.loads(medge("ask", pain, "--json", "--max-tokens", "4", MEDGE_MODEL=str(tiny)).stdout)
+    assert (record["template"], record["red_flags"]) == ("emergency", ["chest_pain"])
+    assert record["answer"].startswith(record["notice"])
+    run = medge("ask", pain, "--template", "none", "--max-tokens", "4", MEDGE_MODEL=str(tiny))
+    assert b"emergency" not in run.stdout and run.returncode == 0
+    run = medge("ask", pain, "--template", "patients", MEDGE_MODEL=str(tiny))
+    assert "Did you mean patient?" in sentence(run, 1)
+
+
+def test_classify() -> None:
+    text = "¿Cuál es la dosis de amoxicilina para un niño de 12 kg?"
+    found = json.loads(medge("classify", text, "--json").stdout)
+    assert list(found) == ["template", "language", "audience", "confidence", "why", "red_flags"]
+    assert (found["template"], found["language"], found["red_flags"]) == ("medication", "es", [])
+    told = medge("classify", "My chest pain goes down the left arm and I sweat").stdout.decode()
+    assert "emergency" in told and "chest_pain" in told
+    assert json.loads(medge("classify", "", "--json").stdout)["template"] == "general"
+
+
 def test_settings_reach_the_engine(tiny: Path) -> None:
     run = medge(
-        "ask", "Fever?", "--json", MEDGE_MODEL=str(tiny), MEDGE_CTX="64", MEDGE_KV="q8_0", MEDGE_THREADS="1"
-    )
+        "ask", "Fever?", "--template", "none", "--json",
+        MEDGE_MODEL=str(tiny), MEDGE_CTX="64", MEDGE_KV="q8_0", MEDGE_THREADS="1",
+    )  # fmt: skip
     record = json.loads(run.stdout)
     assert record["n_prompt"] + record["n_generated"] <= 65, "the answer ends with the context"
 
@@ -503,7 +529,7 @@ def test_a_key_at_the_prompt_ends_the_conversation(chat: Any, key: str) -> None:
 
 @unix
 def test_a_turn_that_does_not_fit_leaves_the_conversation(chat: Any) -> None:
-    terminal = chat("--ctx", "64", "--max-tokens", "4")
+    terminal = chat("--ctx", "64", "--max-tokens", "4", "--template", "none")
     terminal.type("fever " * 100 + "\n")
     terminal.until("medge: .*64")
     terminal.until("\n> ")
