@@ -17,6 +17,9 @@ from .gguf import GGUF
 # Tokens that a simulation may hold: llama.cpp makes its notes of each, half a gigabyte then.
 MAX_SIMULATED = 10_000_000
 
+# It takes under a second; longer than this it hangs.
+SIMULATION_S = 60
+
 # A shorter context than this is of little use; the smallest batch that flash attention is quick with.
 MIN_CTX = 512
 MIN_BATCH = 64
@@ -77,7 +80,10 @@ def plans(header: GGUF, choices: Sequence[Settings], room: Budget) -> list[Plan]
         return made
     starts = [{"embeddings": header.embeddings, "config": configs[i]} for i in asked]
     simulation = [*command("edge_runtime.engine.simulate"), json.dumps(starts, default=str)]
-    told = subprocess.run(simulation, capture_output=True, text=True).stdout
+    try:
+        told = subprocess.run(simulation, capture_output=True, text=True, timeout=SIMULATION_S).stdout
+    except subprocess.TimeoutExpired:
+        told = ""
     for i, line in zip(asked, told.splitlines()):
         buffers = Buffers(**json.loads(line))
         made[i] = exact(made[i], buffers, header.tensors, header.n_layers, n_tokens[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -97,8 +98,10 @@ def test_llama_cpp_is_not_asked_of_what_cannot_fit(
 def test_where_llama_cpp_gives_up_the_bound_is_used(
     header: gguf.GGUF, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "command", lambda module: ["false"])
-    assert fit.plans(header, [LARGE], AMPLE) == [fit.at_most(header, LARGE)]
+    monkeypatch.setattr(fit, "SIMULATION_S", 0.2)
+    for gives_up in (["false"], [sys.executable, "-c", "import time; time.sleep(9)"]):
+        monkeypatch.setattr(fit, "command", lambda module, words=gives_up: words)
+        assert fit.plans(header, [LARGE], AMPLE) == [fit.at_most(header, LARGE)]
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
