@@ -75,7 +75,7 @@ class Settings(BaseModel):
         100.0, ge=1, le=60_000, description="How long answers may pause while prompts are read."
     )
     deadline_s: float = Field(600.0, gt=0, le=86_400, description="Give up on a request after this time.")
-    templates: Path | None = Field(
+    template_folder: Path | None = Field(
         None, description="Folder with templates of your own: they add to the built-in ones or replace them."
     )
     host: str = Field(

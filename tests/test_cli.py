@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from edge_runtime import __version__
-from edge_runtime.cli import ENGINE_SETTINGS
+from edge_runtime.commands.options import ENGINE_SETTINGS
 from edge_runtime.config import Settings
 from edge_runtime.engine.request import Done, Timing
 from edge_runtime.prompts import template

@@ -76,7 +76,7 @@ class Server:
         self.machine = machine
         self.started = time.time()
         self.cpu = look().cpu
-        self.templates = load(settings.templates)
+        self.templates = load(settings.template_folder)
         self._room = budget()  # before the model takes its part
         self._plan: dict[str, Any] | None = None
         self._recorded = Recorded(state_dir())

@@ -22,7 +22,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     folder = tmp_path_factory.mktemp("templates")
     own = (BUILT_IN / "general.toml").read_text("utf-8").replace('id = "general"', 'id = "our-ward"')
     (folder / "ward.toml").write_text(own, "utf-8")
-    with serving(tiny, "--slots", "2", "--ctx", "4096", "--templates", str(folder)) as server:
+    with serving(tiny, "--slots", "2", "--ctx", "4096", "--template-folder", str(folder)) as server:
         yield server
 
 
