@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from .memory import available_bytes, total_bytes
+from .nvidia import gpus
 from .tegra import board
 
 # The instruction sets that decide which of llama.cpp's kernels run, by their names in /proc/cpuinfo.
@@ -34,6 +35,7 @@ class Machine:
     system: str
     kernel: str
     board: str | None
+    gpus: tuple[str, ...]
 
 
 def look() -> Machine:
@@ -51,6 +53,7 @@ def look() -> Machine:
         system=platform.system(),
         kernel=platform.release(),
         board=board(),
+        gpus=tuple(gpu.name for gpu in gpus()),
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .memory import available_bytes, pss_bytes
+from .nvidia import gpus
+from .tegra import board
 
 # Measured: the engine's process with the library loaded (35 MiB) and the web process (65 to 70), and what
 # llama.cpp keeps of each token of a vocabulary: its text, its number, the merges that lead to it.
@@ -64,12 +66,16 @@ class Budget:
     Attributes:
         memory_bytes: of the machine's memory.
         gpu_bytes: of the GPUs'; None where no GPU tells, and then nothing is checked there.
+        unified: the GPU takes the machine's memory.
     """
 
     memory_bytes: int
     gpu_bytes: int | None = None
+    unified: bool = False
 
     def has_room_for(self, plan: Plan) -> bool:
+        if self.unified:
+            return plan.total_bytes + plan.gpu_bytes <= self.memory_bytes
         on_gpu = self.gpu_bytes is None or plan.gpu_bytes <= self.gpu_bytes
         return on_gpu and plan.total_bytes <= self.memory_bytes
 
@@ -87,7 +93,11 @@ def facts(plan: Plan, room: Budget) -> dict[str, Any]:
 
 def budget() -> Budget:
     """What is free now, less the reserve for the system, and what this process has: a plan counts it too."""
-    return Budget(available_bytes(reserve=RESERVE_BYTES) + (pss_bytes() or 0))
+    free = available_bytes(reserve=RESERVE_BYTES) + (pss_bytes() or 0)
+    found = gpus()
+    if board() or any(gpu.memory_bytes is None for gpu in found):
+        return Budget(free, unified=True)
+    return Budget(free, sum(gpu.free_bytes or 0 for gpu in found) if found else None)
 
 
 def bound(

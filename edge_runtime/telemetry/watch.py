@@ -10,6 +10,7 @@ from typing import Any
 
 from ..device.energy import EnergyMeter
 from ..device.memory import pss_bytes
+from ..device.nvidia import gpus
 from ..device.sensors import Sensors
 
 PERIOD_S = 5.0
@@ -38,8 +39,9 @@ class Watch:
         """Renew `facts`. What this machine does not tell is None."""
         before, self._reading = self._reading, self._sensors.read()
         self._meter.sample(time.monotonic())
-        sizes = [size for size in map(pss_bytes, self._pids()) if size is not None]
-        now = self._reading
+        pids = list(self._pids())
+        sizes = [size for size in map(pss_bytes, pids) if size is not None]
+        now, found = self._reading, gpus(pids)
         self.facts = {
             "memory_bytes": sum(sizes) if sizes else None,
             "temperature_c": now.temperature_c,
@@ -51,4 +53,16 @@ class Watch:
             "power_w": now.power_w,
             "energy_j": self._meter.joules(),
             "energy_source": self._meter.source,
+            "gpu_memory_bytes": _sum(gpu.used_bytes for gpu in found),
+            "gpu_temperature_c": max(
+                (g.temperature_c for g in found if g.temperature_c is not None), default=None
+            ),
+            "gpu_power_w": _sum(gpu.power_w for gpu in found),
+            "gpu_energy_j": _sum(gpu.energy_j for gpu in found),  # since the driver was loaded
         }
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of what is told; None if nothing is."""
+    told = [value for value in values if value is not None]
+    return sum(told) if told else None
