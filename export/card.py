@@ -51,7 +51,7 @@ def probes(model: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
     `verify` computes them again.
     """
     found: list[dict[str, Any]] = []
-    with Model(model) as opened:
+    with Model(model, mapped=False) as opened:
         for text in texts:
             tokens = opened.tokenize(text)[:N_CTX]
             nll = _nll(opened, tokens) if len(found) < N_COMPUTED else None
@@ -124,7 +124,7 @@ def _compare(model: Path, card: dict[str, Any]) -> None:
                 raise GateFailed(
                     f"{model}: {name} is {types.get(name, 'missing')}, the card says {kind}; export it again."
                 )
-        with Model(model) as opened:
+        with Model(model, mapped=False) as opened:
             for probe in card["probes"]:
                 text, tokens = probe["text"], opened.tokenize(probe["text"])[:N_CTX]
                 if tokens != probe["tokens"]:

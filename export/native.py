@@ -67,14 +67,22 @@ class Model:
         exact: keep keys and values in float32 and use no flash attention, so that what differs from
             another program is the model.
         lora: a GGUF adapter to put on top.
+        mapped: False reads the file: 4-bit types are repacked, and a mapped file would be there beside them.
     """
 
     def __init__(
-        self, path: Path, exact: bool = False, n_threads: int | None = None, lora: Path | None = None
+        self,
+        path: Path,
+        exact: bool = False,
+        n_threads: int | None = None,
+        lora: Path | None = None,
+        mapped: bool = True,
     ) -> None:
         self.path = path
         with ExitStack() as stack:
             params = C.llama_model_default_params()
+            if not mapped:
+                params.load_mode = C.LLAMA_LOAD_MODE_NONE
             _listen()
             self._model = C.llama_model_load_from_file(os.fsencode(path), params)
             if not self._model:
