@@ -163,7 +163,8 @@ def draw_paper(records: Sequence[Record], case: str) -> Figure:
         values = [median(savings.of_side(records, name, case, what)) * scale for name in names]
         axis.barh(names, values, color=[OURS if n.startswith("medge") else THEIRS for n in names])
         for name, value in zip(names, values):
-            axis.annotate(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (value, name), xytext=(4, 0), textcoords="offset points",
+            told = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            axis.annotate(told, (value, name), xytext=(4, 0), textcoords="offset points",
                           va="center", fontsize=8)  # fmt: skip
         axis.set_xlabel(label)
         axis.margins(x=0.3)
