@@ -56,16 +56,17 @@ def in_environment(value: Any) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_nearer_place_wins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_file, in_env, in_flag = three_values(name)
+    kind = Path if name == "template_folder" else lambda value: value
     file = tmp_path / "settings.toml"
     file.write_text(toml(**{name: in_file}))
 
     assert getattr(load({name: None}), name) == Settings.model_fields[name].get_default(
         call_default_factory=True
     )
-    assert getattr(load({}, file), name) == in_file
+    assert getattr(load({}, file), name) == kind(in_file)
     monkeypatch.setenv("MEDGE_" + name.upper(), in_environment(in_env))
-    assert getattr(load({}, file), name) == in_env
-    assert getattr(load({name: in_flag}, file), name) == in_flag
+    assert getattr(load({}, file), name) == kind(in_env)
+    assert getattr(load({name: in_flag}, file), name) == kind(in_flag)
 
 
 @pytest.mark.parametrize("name", NAMES)
