@@ -114,7 +114,7 @@ def main(
     reading = Need.of(header, asked.n_prompt / 2)
     writing = Need.of(header, asked.n_prompt + asked.n_answer / 2)
     line = facts.about() | {
-        "model": path.name, "case": case, "n_threads": threads, "quiet": alone and found["quiet"],
+        "model": header.name, "case": case, "n_threads": threads, "quiet": alone and found["quiet"],
         "read_bytes_per_s": bandwidth, "operations_per_s": operations,
         "bytes_a_token": writing.bytes_read, "operations_a_token": reading.operations,
         "prompt_tokens_per_s": asked.n_prompt / found["prompt_s"], "tokens_per_s": 1 / found["token_s"],
@@ -122,7 +122,7 @@ def main(
     line["of_bandwidth"] = line["tokens_per_s"] * writing.bytes_read / bandwidth
     line["of_arithmetic"] = line["prompt_tokens_per_s"] * reading.operations / operations
     facts.append(out, [line])
-    shown = Table("", title=f"{path.stem}, {case} tokens", title_justify="left", box=None, pad_edge=False)
+    shown = Table("", title=f"{header.name}, {case} tokens", title_justify="left", box=None, pad_edge=False)
     for name in ("a token takes", "machine", "at most", "medge", "of that"):
         shown.add_column(name, justify="right")
     shown.add_row(
