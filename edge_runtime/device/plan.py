@@ -10,9 +10,10 @@ from .memory import available_bytes, pss_bytes
 from .nvidia import gpus
 from .tegra import board
 
-# Measured: the engine's process with the library loaded (35 MiB) and the web process (65 to 70), and what
-# llama.cpp keeps of each token of a vocabulary: its text, its number, the merges that lead to it.
-PROCESS_BYTES = 105 << 20
+# Measured: the engine's process with the library loaded (35 MiB) and the web process (70, and 20 for the
+# rules that questions are routed by), and what llama.cpp keeps of each token of a vocabulary: its text, its
+# number, the merges that lead to it.
+PROCESS_BYTES = 125 << 20
 WORD_BYTES = 330
 
 # Measured: what llama.cpp notes of each token that a context can hold, beside its keys and values.

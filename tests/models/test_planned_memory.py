@@ -56,6 +56,9 @@ def test_the_plan_is_within_3_percent_of_a_real_server(embedded: Path, settings:
         with server.client() as client:
             ask(client, 600, 0)
             ask(client, 600, 1)
+            routed = {"model": "default", "messages": [{"role": "user", "content": "What is gout?"}],
+                      "template": "auto", "max_tokens": 4}  # fmt: skip
+            assert client.post("/v1/chat/completions", json=routed).status_code == 200
         sizes = [pss_bytes(pid) or 0 for pid in (server.process.pid, server.child.pid)]
     finally:
         server.stop()
