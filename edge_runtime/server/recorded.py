@@ -5,14 +5,13 @@ Keeps a few numbers of each request: all records of a full folder would take hun
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..telemetry.records import VERSION, files
+from ..telemetry.records import VERSION, files, quantiles, within
 
 NAMES = ("ttft_s", "itl_p50_s", "itl_p99_s", "tokens_per_s")
 
@@ -43,7 +42,7 @@ class Recorded:
             "n": len(table),
             "since": float(table[0, 0]) if len(table) else None,
             "percentiles": {
-                name: _percentiles(told)
+                name: quantiles(told) | {"n": len(told)}
                 for name, column in zip(NAMES, table[:, 1:].T)
                 if (told := column[~np.isnan(column)]).size
             },
@@ -53,19 +52,9 @@ class Recorded:
 def _table(path: Path) -> NDArray[np.float64]:
     """A row for each record of this version: the time and `NAMES`, NaN where nothing was measured."""
     rows = []
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # a power cut ended it
-            if isinstance(record, dict) and record.get("version") == VERSION:
-                values = [record.get(name) for name in ("time", *NAMES)]
-                rows.append([v if isinstance(v, (int, float)) else np.nan for v in values])
+    for record in within(path):
+        if record and record["version"] == VERSION:
+            values = [record.get(name) for name in ("time", *NAMES)]
+            rows.append([v if isinstance(v, (int, float)) else np.nan for v in values])
     table = np.array(rows, np.float64).reshape(-1, 1 + len(NAMES))
     return table[table[:, 0] >= 0]
-
-
-def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
-    quantiles = np.quantile(values, (0.05, 0.5, 0.95, 0.99))
-    return dict(zip(("p5", "p50", "p95", "p99"), quantiles.tolist())) | {"n": len(values)}

@@ -9,12 +9,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.request import Done, Failed
 
@@ -136,19 +138,25 @@ def read(folder: Path, since: float = 0.0) -> Found:
     """All records from `since` on, in seconds since 1970."""
     found = Found([])
     for path in files(folder):
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except OSError:
-            continue
-        for line in filter(None, lines):
-            record = _parsed(line)
-            if record is None:
-                found.n_unreadable += 1
-            elif record["version"] != VERSION:
-                found.n_other += 1
-            elif record["time"] >= since:
-                found.records.append(record)
+        with suppress(OSError):
+            for record in within(path):
+                if record is None:
+                    found.n_unreadable += 1
+                elif record["version"] != VERSION:
+                    found.n_other += 1
+                elif record["time"] >= since:
+                    found.records.append(record)
     return found
+
+
+def within(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records of a file, of any version; None for a line that is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        yield from (_parsed(line) for line in file if line != b"\n")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -183,4 +191,9 @@ def percentiles(records: list[dict[str, Any]]) -> Iterator[tuple[str, int, tuple
     ):
         values = [r[name] for r in records if isinstance(r.get(name), (int, float))]
         if values:
-            yield name, len(values), tuple(float(q) for q in np.quantile(values, (0.05, 0.5, 0.95, 0.99)))
+            yield name, len(values), tuple(quantiles(values).values())
+
+
+def quantiles(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    """Their 5th, 50th, 95th and 99th percentile by name."""
+    return dict(zip(("p5", "p50", "p95", "p99"), np.quantile(values, (0.05, 0.5, 0.95, 0.99)).tolist()))
