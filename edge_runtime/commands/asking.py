@@ -6,8 +6,10 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias, TypeVar
 
 import typer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ..engine.request import Timing
     from ..models.store import ModelFile
     from ..prompts.consult import Consult
+    from ..prompts.template import Template
     from ..server.worker import Worker
 
     Asked: TypeAlias = list[dict[str, str]] | Consult
@@ -191,14 +194,20 @@ class _Loop:
             raise
 
 
+@cache
+def _templates(folder: Path | None) -> Mapping[str, Template]:
+    from ..prompts.template import load
+
+    return load(folder)
+
+
 def _consult(settings: Settings, model: ModelFile, messages: list[dict[str, str]], template: str) -> Asked:
     """The messages in a template, or as they are with "none"."""
     from ..prompts.consult import prepare
-    from ..prompts.template import load as load_templates
 
     if template == "none":
         return messages
-    return prepare(messages, template, load_templates(settings.template_folder), model.name)
+    return prepare(messages, template, _templates(settings.template_folder), model.name)
 
 
 async def _stream(

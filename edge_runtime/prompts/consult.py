@@ -88,11 +88,18 @@ def prepare(
         raise InvalidRequest(
             "The last message is the question that the template is for; let it be the user's.", "messages"
         )
+    question = messages[-1]["content"]
+    classified = classify(question)
+    kind, spoken = classified.template, language or classified.language
     # A question such as "and for a child?" goes on with what was asked before.
-    asked_so_far = [classify(m["content"]) for m in reversed(messages) if m["role"] == "user"]
-    classified, question = asked_so_far[0], messages[-1]["content"]
-    language = language or next((c.language for c in asked_so_far if c.language), LANGUAGES[0])
-    kind = next((c.template for c in asked_so_far if c.template != "general"), "general")
+    for turn in reversed(messages[:-1]):
+        if spoken and (kind != "general" or name != AUTO):
+            break
+        if turn["role"] == "user":
+            before = classify(turn["content"])
+            kind = before.template if kind == "general" else kind
+            spoken = spoken or before.language
+    language = spoken or LANGUAGES[0]
     template = find(templates, kind if name == AUTO else name)
     if context is None and "context" in template.requires:
         if apart := _apart(question):

@@ -22,6 +22,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# What templates, rules and router speak, the first where nothing tells.
+LANGUAGES = ("en", "es", "fr", "zh")
+
 # More than any prompt that leaves room for an answer.
 MAX_FILE_BYTES = 1 << 16
 

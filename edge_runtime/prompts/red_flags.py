@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InvalidRequest, InvalidSetting
+from .datafile import LANGUAGES as LANGUAGES
 from .datafile import Data, at, fault, read
 
-LANGUAGES = ("en", "es", "fr", "zh")
 FILE = Path(__file__).with_suffix(".toml")
 MAX_FILE_BYTES = 1 << 19
 

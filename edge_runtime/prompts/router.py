@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from . import red_flags
+from .datafile import LANGUAGES as LANGUAGES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,6 @@ else:
     import tomli as tomllib
 
 FILE = Path(__file__).with_suffix(".toml")
-LANGUAGES = ("en", "es", "fr", "zh")
 # Those whose text is material, and those that a patient or relative does not get.
 _MATERIAL = ("exam", "evidence", "summary")
 _CLINICAL = ("differential", "treatment", "medication", "laboratory", "prevention")

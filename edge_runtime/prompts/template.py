@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..errors import InvalidRequest, InvalidSetting, NotFound
+from .datafile import LANGUAGES as LANGUAGES
 from .datafile import Data, at, fault, read
 
 BUILT_IN = Path(__file__).parent / "templates"
 SHARED = "shared.toml"
-LANGUAGES = ("en", "es", "fr", "zh")
 
 _PLACEHOLDER = re.compile(r"\{(question|context|options)\}")
 _LIKE_A_PLACEHOLDER = re.compile(r"\{\s*\w+\s*\}")
