@@ -19,6 +19,16 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# The form of DeepSeek-R1: no role for a system, thoughts opened by the prompt and left out of earlier turns.
+R1_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}<｜User｜>{{ message['content'] }}"
+    "{% else %}<｜Assistant｜>{{ message['content'].split('</think>')[-1] }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+)
+
 Array = npt.NDArray[np.float32]
 
 
@@ -36,6 +46,8 @@ def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
         ("\u2581".encode(), gguf.TokenType.NORMAL),
         (b"<|im_start|>", gguf.TokenType.CONTROL),
         (b"<|im_end|>", gguf.TokenType.CONTROL),
+        (b"<think>", gguf.TokenType.USER_DEFINED),
+        (b"</think>", gguf.TokenType.USER_DEFINED),
     ]
     texts = [text for text, _ in tokens]
     types = [int(kind) for _, kind in tokens]

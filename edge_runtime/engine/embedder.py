@@ -311,7 +311,8 @@ class Embedder(Loop):
             n_generated=0,
             peak_memory_bytes=peak_bytes(),
         )
-        return Embedded(job.id, "stop", timing, np.asarray(job.vector / length, dtype="<f4").tobytes())
+        vector = np.asarray(job.vector / length, dtype="<f4")
+        return Embedded(job.id, "stop", timing, vector=vector.tobytes())
 
     def _fail(self, job: Job, error: MedgeError) -> Event:
         if job.started:

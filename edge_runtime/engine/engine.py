@@ -30,6 +30,7 @@ from .constraint import Constraint, Grammars
 from .llama import N_EXTRA_OUTPUTS, Chunk, Model, ModelConfig, Sampler
 from .loop import Loop
 from .prefix import MIN_SHARED, PrefixStore, common_length
+from .repetition import Repetition
 from .request import (
     Delta,
     Done,
@@ -43,6 +44,7 @@ from .request import (
 )
 from .scheduler import Scheduler, Work
 from .text import TextStream
+from .thoughts import Thoughts
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ class Job:
     started: float = 0.0
     n_cached: int = 0
     sampler: Sampler | None = None
+    thoughts: Thoughts | None = None
     text: TextStream = field(default_factory=TextStream)
+    repetition: Repetition | None = None
+    answered: bool = False
+    loop: bool = False
     token_times: list[float] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -133,6 +139,10 @@ class Job:
     @property
     def answering(self) -> bool:
         return bool(self.token_times)
+
+    @property
+    def thinking(self) -> bool:
+        return self.thoughts is not None and self.thoughts.end is None
 
     @property
     def deadline(self) -> float | None:
@@ -186,8 +196,9 @@ class Engine(Loop):
         self._slots = [Slot(i) for i in range(config.n_slots)]
         self._prefixes = PrefixStore(config.prefix_tokens)
         self._grammars = Grammars(model)
-        self._lock = threading.Lock()  # guards the six below
+        self._lock = threading.Lock()  # guards the seven below
         self._waiting: deque[Job] = deque()
+        self._rewrites: dict[str, list[int]] = {}
         self._cancelled: set[str] = set()
         self._forgotten: set[str] = set()
         self._giving_back = False
@@ -264,6 +275,16 @@ class Engine(Loop):
             self._forgotten.add(conversation)
         self._wake.set()
 
+    def rewrite(self, conversation: str, tokens: Sequence[int]) -> None:
+        """Make the slot of a conversation hold `tokens`, what its next turn will begin with, instead of what
+        it holds. They are read while there is nothing else to do; a next turn takes what is there by then.
+        """
+        if self.model.can_share and len(tokens) < self.config.n_ctx:
+            self.model.check_tokens(tokens)
+            with self._lock:
+                self._rewrites[conversation] = list(tokens)
+            self._wake.set()
+
     def give_back(self) -> None:
         """Drop shared beginnings at the next step: memory that can be filled again."""
         with self._lock:
@@ -272,7 +293,7 @@ class Engine(Loop):
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting) or any(slot.job for slot in self._slots)
+        return bool(self._waiting or self._rewrites) or any(slot.job for slot in self._slots)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
@@ -305,6 +326,8 @@ class Engine(Loop):
         plan = self._plan()
         if plan:
             self._decode(plan)
+        elif self._rewrites:
+            self._rewrite()
         events, self._events = self._events, []
         return events
 
@@ -354,6 +377,7 @@ class Engine(Loop):
             self._prefixes.clear()
         for name in names:
             self._prefixes.forget(name)
+            self._rewrites.pop(name, None)
         for slot in self._slots:
             if slot.conversation in names and slot.conversation is not None:
                 if slot.job:
@@ -364,15 +388,23 @@ class Engine(Loop):
     def _place(self, job: Job, free: Sequence[Slot]) -> None:
         """Give `job` one of the free slots, with as much of its prompt as is known already."""
         request = job.request
+        if request.conversation is not None:
+            self._rewrites.pop(request.conversation, None)
         job.started = time.monotonic()
         self._on_start(request.id)
         job.sampler = self.model.sampler(_seeded(request.sampling), request.tokens)
         job.text = TextStream(request.stop)
+        if request.thinking:
+            job.thoughts = Thoughts(request, self.config.n_ctx)
+        if request.cut_loops and not request.grammar and not request.ignore_eos:
+            job.repetition = Repetition()
         slot = _best_slot(free, request)
         n = self._reuse(slot, request) if self.model.can_share and not request.scores_prompt else 0
         if n == 0:
             self._empty(slot)
         slot.tokens, slot.n_decoded, slot.job = list(request.tokens), n, job
+        if job.thoughts and job.thoughts.end:  # there is no room for any
+            slot.tokens += job.thoughts.thinking.close
         slot.conversation = request.conversation
         job.n_cached = n
 
@@ -427,7 +459,7 @@ class Engine(Loop):
             Work(
                 slot.sequence,
                 slot.n_pending,
-                job.answering,
+                job.answering and slot.n_pending == 1,
                 job.arrival,
                 max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.scores_prompt else 1 << 30,
             )
@@ -461,9 +493,9 @@ class Engine(Loop):
 
     def _take(self, slot: Slot, other: Slot, n: int) -> None:
         assert slot.job is not None
-        request = slot.job.request
+        request, tokens = slot.job.request, slot.tokens
         slot.job.n_cached = slot.n_decoded = self._share(other, slot, request, n)
-        slot.tokens, slot.conversation = list(request.tokens), request.conversation
+        slot.tokens, slot.conversation = tokens, request.conversation
 
     # -- decode
 
@@ -471,7 +503,7 @@ class Engine(Loop):
         self._adapt_threads()
         slots = [self._slots[i] for i in plan]
         chunks = [_chunk(slot, plan[slot.sequence]) for slot in slots]
-        n_answering = sum(1 for s in slots if s.job and s.job.answering)
+        n_answering = sum(1 for s in slots if s.job and s.job.answering and s.n_pending == 1)
         n_prompt = sum(plan.values()) - n_answering
         begin = time.monotonic()
         try:
@@ -485,6 +517,25 @@ class Engine(Loop):
         self._scheduler.observe(n_answering, n_prompt, time.monotonic() - begin)
         self._totals["steps"] += 1
         self._totals["prompt"] += n_prompt
+
+    def _rewrite(self) -> None:
+        """Read the next piece of what a conversation's slot is to hold. Short, so that nobody waits long."""
+        with self._lock:
+            conversation, tokens = next(iter(self._rewrites.items()))
+        own = [s for s in self._slots if s.conversation == conversation]
+        slot = max(own, key=lambda s: common_length(s.resident, tokens), default=None)
+        n = common_length(slot.resident, tokens) if slot else 0
+        piece = tokens[n : n + self._scheduler.aside_tokens()]
+        if slot is None or not piece or not self.model.truncate(slot.sequence, n):
+            self._rewrites.pop(conversation, None)
+            return
+        slot.tokens, slot.n_decoded = tokens[: n + len(piece)], n
+        try:
+            self.model.decode([Chunk(slot.sequence, n, piece, 0)])
+            slot.n_decoded += len(piece)
+        except DecodeFailed:
+            self._empty(slot)
+            self._rewrites.pop(conversation, None)
 
     # -- absorb
 
@@ -523,29 +574,67 @@ class Engine(Loop):
         row = self.model.logits(end)
         if request.n_top_logprobs is not None:
             clean = row.copy()  # sampling may change the row
-        if request.ignore_eos:
+        constraint = None if job.thinking else job.constraint
+        # After thoughts the model owes an answer, and may not end before its first word.
+        if request.ignore_eos or (job.thoughts and not job.thinking and not job.answered and not constraint):
             self.model.forbid_end(row)
-        if job.constraint:
-            job.constraint.apply(row)
+        if constraint:
+            constraint.apply(row)
         assert job.sampler is not None
         token = job.sampler.sample(row)
-        if job.constraint:
-            job.constraint.accept(token)
+        if constraint:
+            constraint.accept(token)
         if self.model.is_end(token) and not request.ignore_eos:
-            self._finish(slot, job, "stop")
+            if job.thoughts and job.thinking:
+                job.thoughts.end = "end"
+                self._close_thoughts(slot, job, job.thoughts)
+            else:
+                self._finish(slot, job, "stop")
             return
         job.token_times.append(time.monotonic() - job.submitted)
         self._totals["generated"] += 1
         slot.tokens.append(token)
+        if job.thoughts and job.thinking:
+            self._think(slot, job, job.thoughts, token)
+            return
         logprobs: tuple[TokenLogprob, ...] = ()
         if request.n_top_logprobs is not None:
             logprobs = (self.model.logprob(clean, token, request.n_top_logprobs),)
-        text = job.text.feed(self.model.piece(token))
-        self._emit(job, text, logprobs)
+        self._emit(job, self._visible(job, job.text.feed(self.model.piece(token))), logprobs)
         if job.text.stopped:
             self._finish(slot, job, "stop")
         elif job.n_generated == request.max_tokens or len(slot.tokens) >= self.config.n_ctx:
             self._finish(slot, job, "length")
+        elif job.repetition and job.repetition.feed(token):
+            job.loop = True
+            self._finish(slot, job, "length")
+
+    def _think(self, slot: Slot, job: Job, thoughts: Thoughts, token: int) -> None:
+        # A mark can be a control token, whose text is not shown otherwise.
+        text = thoughts.feed(token, self.model.piece(token, special=True))
+        if text:
+            self._events.append(Delta(job.request.id, "", 1, thoughts=text))
+        if thoughts.end:
+            self._close_thoughts(slot, job, thoughts)
+
+    def _close_thoughts(self, slot: Slot, job: Job, thoughts: Thoughts) -> None:
+        """Begin the answer: with what the model itself has written, or with what it should have."""
+        if thoughts.end == "closed":
+            if job.constraint:  # which begins after whatever else the token held
+                slot.tokens += thoughts.thinking.gap
+            elif rest := self._visible(job, job.text.feed(thoughts.rest.encode())):
+                self._events.append(Delta(job.request.id, rest))
+            return
+        if text := thoughts.finish():
+            self._events.append(Delta(job.request.id, "", thoughts=text))
+        slot.tokens += thoughts.thinking.close
+
+    def _visible(self, job: Job, text: str) -> str:
+        """New text of an answer, without the white space between thoughts and their answer."""
+        if job.thoughts and not job.answered:
+            text = text.lstrip()
+        job.answered = job.answered or bool(text)
+        return text
 
     def _emit(self, job: Job, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         prompt_logprobs, job.prompt_logprobs = tuple(job.prompt_logprobs), []
@@ -557,7 +646,7 @@ class Engine(Loop):
     # -- the ends
 
     def _finish(self, slot: Slot, job: Job, reason: FinishReason) -> None:
-        rest = job.text.finish()
+        rest = self._visible(job, job.text.finish())
         if rest:
             self._events.append(Delta(job.request.id, rest))
         if job.text.stopped:
@@ -575,7 +664,8 @@ class Engine(Loop):
         )
         self._totals["cached"] += job.n_cached
         self._release(slot)
-        self._end(job, Done(job.request.id, reason, timing))
+        n_thoughts, end = (job.thoughts.n_tokens, job.thoughts.end) if job.thoughts else (0, None)
+        self._end(job, Done(job.request.id, reason, timing, n_thoughts, end, job.loop))
 
     def _fail_slot(self, slot: Slot, error: MedgeError) -> None:
         job = slot.job
@@ -606,10 +696,12 @@ class Engine(Loop):
         if n == 0:
             raise InvalidRequest("The prompt has no tokens; send some text.", "prompt")
         room = 0 if request.max_tokens == 0 else 1
+        if request.thinking:
+            room += len(request.thinking.close)
         if n + room > limit:
             raise ContextLengthExceeded(
                 f"The prompt has {n} tokens; a slot holds {limit}, prompt and answer together. "
-                f"Shorten it to {limit - 1} or less, or start the server with a larger --ctx.",
+                f"Shorten it to {limit - max(1, room)} or less, or start the server with a larger --ctx.",
                 "messages",
             )
         self.model.check_tokens(request.tokens)

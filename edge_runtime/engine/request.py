@@ -12,6 +12,9 @@ from ..errors import MedgeError
 
 FinishReason = Literal["stop", "length"]
 
+# By their mark; or the engine closed them: too many, going in circles, or an end token in the middle.
+ThoughtsEnd = Literal["closed", "budget", "loop", "end"]
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -51,19 +54,40 @@ class Grammar:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """Thoughts that a prompt has opened: they come before the answer, and are not part of it.
+
+    Attributes:
+        mark: what the model writes to end them, such as "</think>".
+        close: tokens that end them in its place, in the model's own form: the mark and what is around it.
+        gap: tokens between the mark and an answer that is bound to a grammar.
+        max_tokens: of thoughts; None leaves them all that the answer does not need.
+        answer_tokens: of the room that is kept for the answer, where there is so much.
+    """
+
+    mark: str
+    close: tuple[int, ...]
+    gap: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    answer_tokens: int = 512
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt and how to answer it.
 
     Attributes:
         id: unique among the requests that are alive.
         tokens: the prompt.
-        max_tokens: at most this many new tokens; None means up to the end of the context.
+        max_tokens: at most this many new tokens, thoughts and answer; None: up to the end of the context.
         stop: the answer ends before the first of these strings.
         n_top_logprobs: None for no log-probabilities, otherwise how many alternatives beside each token.
         echo: the first `Delta` begins with the prompt: its text, and with `n_top_logprobs` also the
             log-probability of each of its tokens.
         prompt_text: what `echo` shows.
-        grammar: the answer is a sentence of it.
+        grammar: the answer is a sentence of it. It does not bind the thoughts.
+        thinking: the prompt ends in thoughts that have begun; None if it does not.
+        cut_loops: end an answer that goes in circles, unless a grammar binds it.
         ignore_eos: go on after an end token (for benchmarks).
         deadline_s: give up this long after submission.
         conversation: requests with the same name share one history, which `Engine.forget` clears.
@@ -78,6 +102,8 @@ class Request:
     echo: bool = False
     prompt_text: str = ""
     grammar: Grammar | None = None
+    thinking: Thinking | None = None
+    cut_loops: bool = False
     ignore_eos: bool = False
     deadline_s: float | None = None
     conversation: str | None = None
@@ -134,20 +160,35 @@ class Timing:
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of one request. `text` may be empty while a character or a stop string is incomplete."""
+    """New text of one request. `text` may be empty while a character or a stop string is incomplete.
+
+    `thoughts` come before all text; their tokens have no `logprobs`.
+    """
 
     id: str
     text: str
     n_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    thoughts: str = ""
 
 
 @dataclass(frozen=True)
 class Done:
+    """The end of an answer.
+
+    Attributes:
+        n_thoughts: tokens of `timing.n_generated` that were thoughts.
+        thoughts_end: why they ended; None if there were none.
+        loop: the answer went in circles and was cut; then `finish_reason` is "length".
+    """
+
     id: str
     finish_reason: FinishReason
     timing: Timing
+    n_thoughts: int = 0
+    thoughts_end: ThoughtsEnd | None = None
+    loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +199,7 @@ class Embedded(Done):
         vector: its numbers as float32, little-endian; of length 1.
     """
 
-    vector: bytes
+    vector: bytes = field(kw_only=True)
 
 
 @dataclass(frozen=True)

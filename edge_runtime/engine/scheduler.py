@@ -136,6 +136,10 @@ class Scheduler:
         """Learn from a step: see `StepCost.observe`."""
         self.cost.observe(n_answering, n_prompt, seconds)
 
+    def aside_tokens(self) -> int:
+        """Prompt tokens to read at once when nobody waits for them, but somebody might come."""
+        return min(self.n_batch, self.cost.prompt_tokens_in(self.step_limit_s))
+
     def _prompt_budget(self, n_answering: int) -> int:
         limit = self.step_limit_s * (1 if n_answering else UNINTERRUPTED)
         beside = 1 if n_answering else 0

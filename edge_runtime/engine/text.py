@@ -16,6 +16,7 @@ class TextStream:
         self._stop = stop
         self._held = ""
         self.stopped = False
+        self.rest = ""  # what stood after the stop string when it was found
 
     def feed(self, piece: bytes) -> str:
         """Add a token's bytes and return the text that is now certain."""
@@ -31,10 +32,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, stop = min(found)
+            self.stopped, self._held, self.rest = True, "", text[at + len(stop) :]
+            return text[:at]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

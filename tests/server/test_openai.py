@@ -211,7 +211,7 @@ def test_embedding_inputs() -> None:
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8), st.integers(1, 3))
 def test_base64_holds_the_same_numbers(numbers: list[float], n: int) -> None:
     timing = Timing(0.0, None, 0.2, (), 3, 0, 0, None)
-    ends = [Embedded("x", "stop", timing, struct.pack(f"<{len(numbers)}f", *numbers))] * n
+    ends = [Embedded("x", "stop", timing, vector=struct.pack(f"<{len(numbers)}f", *numbers))] * n
     plain = embedding(encoding_format="float").answer("a", ends)
     packed = embedding(encoding_format="base64").answer("a", ends)
     assert plain["usage"] == {"prompt_tokens": 3 * n, "total_tokens": 3 * n}
