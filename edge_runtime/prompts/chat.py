@@ -21,6 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InvalidTemplate
+from .thinking import family, opened, without_thoughts
 
 # What no template of a real model comes near.
 MAX_TEMPLATE_CHARS = 1_000_000
@@ -39,6 +40,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, special: dict[str, str]) -> None:
+        self.family = family(source)
         self._special = special
         self._template = None
         self._problem = ""
@@ -73,13 +75,20 @@ class ChatTemplate:
         return self._problem or None
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt for `messages`, up to where the assistant's answer begins.
+        """The prompt for `messages`, up to where the assistant's answer begins, or its thoughts.
+
+        Thoughts of earlier answers are left out. A system message becomes the beginning of the first question
+        where the model's family has no place for one.
 
         Raises:
             InvalidTemplate: there is no usable template, or it refuses these messages.
         """
         if self._template is None:
             raise InvalidTemplate(self._problem, "messages")
+        if not self.family.takes_system:
+            messages = _without_system(messages)
+        if self.family.thinks:
+            messages = [_answer_only(message) for message in messages]
         try:
             with _bounded_steps():
                 parts, n_chars = [], 0
@@ -90,13 +99,30 @@ class ChatTemplate:
                     parts.append(part)
                     if n_chars > MAX_CHARS:
                         raise SecurityError(f"it writes more than {MAX_CHARS} characters")
-                return "".join(parts)
+                prompt = "".join(parts)
+                return opened(prompt) if self.family.thinks else prompt
         except Exception as error:  # a template can raise anything that Python can
             raise InvalidTemplate(
                 f"The model's chat template refuses these messages: {_first_line(error)}. "
                 "Change their order or roles.",
                 "messages",
             ) from None
+
+
+def _without_system(messages: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """System texts at the beginning put before the first question. Others stay where they are."""
+    roles = [message["role"] for message in messages]
+    n = next((i for i, role in enumerate(roles) if role != "system"), len(roles))
+    if n == 0 or n == len(roles) or roles[n] != "user":
+        return messages
+    texts = [message["content"] for message in messages[: n + 1]]
+    return [messages[n] | {"content": "\n\n".join(texts)}, *messages[n + 1 :]]
+
+
+def _answer_only(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] != "assistant":
+        return message
+    return message | {"content": without_thoughts(message["content"])}
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

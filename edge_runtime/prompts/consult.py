@@ -28,6 +28,8 @@ class Consult:
     Attributes:
         language: of the prompt and of what is said around the answer.
         messages: for the model.
+        history: what the next turn's messages begin with, before this answer, if its template is the same:
+            questions stand there as they were typed.
         notice: what an emergency demands, or "".
         closing: when to seek care (for patients), which model wrote it, and that it is no diagnosis.
     """
@@ -36,6 +38,7 @@ class Consult:
     language: str
     classified: Classified
     messages: tuple[Message, ...]
+    history: tuple[Message, ...]
     notice: str
     closing: str
 
@@ -96,9 +99,9 @@ def prepare(
         if spoken and (kind != "general" or name != AUTO):
             break
         if turn["role"] == "user":
-            before = classify(turn["content"])
-            kind = before.template if kind == "general" else kind
-            spoken = spoken or before.language
+            earlier = classify(turn["content"])
+            kind = earlier.template if kind == "general" else kind
+            spoken = spoken or earlier.language
     language = spoken or LANGUAGES[0]
     template = find(templates, kind if name == AUTO else name)
     if context is None and "context" in template.requires:
@@ -109,11 +112,13 @@ def prepare(
     system, asked = template.render(question, language, context=context, options=options)
     flags = red_flags.find(messages[-1]["content"])
     for_patients = "patient" in (template.audience, classified.audience)
+    before = (system, *_bare(messages[:-1], templates, model))
     return Consult(
         template,
         language,
         classified,
-        (system, *_bare(messages[:-1], templates, model), asked),
+        (*before, asked),
+        (*before, messages[-1]),
         red_flags.notice(flags, language) if flags else "",
         _closing(template, language, model, for_patients),
     )

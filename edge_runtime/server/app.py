@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ from ..errors import Cancelled, InvalidRequest, MedgeError, ModelNotFound, NotFo
 from ..models.fit import plans
 from ..models.store import ModelFile
 from ..prompts.template import load
+from ..prompts.thinking import family
 from ..telemetry.metrics import Metrics
 from .guard import Guard
+from .line import Ask
 from .openai import (
     Answer,
     ChatBody,
@@ -77,6 +79,8 @@ class Server:
         self.started = time.time()
         self.cpu = look().cpu
         self.templates = load(settings.template_folder)
+        self.family = family(model.header.chat_template)
+        self._warned = False
         self._room = budget()  # before the model takes its part
         self._plan: dict[str, Any] | None = None
         self._recorded = Recorded(state_dir())
@@ -108,6 +112,18 @@ class Server:
                 f"{self.model.name} is an embedding model and writes no text. Send texts to /v1/embeddings, "
                 "or serve a text model.",
                 "model",
+            )
+
+    def warn_of_greedy(self, asks: Sequence[Ask]) -> None:
+        """Say once that thoughts without chance go in circles."""
+        greedy = any(ask.request.sampling.temperature == 0 and ask.max_thoughts != 0 for ask in asks)
+        if greedy and self.family.thinks and not self._warned:
+            self._warned = True
+            log.warning(
+                "temperature is 0, and %s thinks before it answers: its thoughts tend to go in circles. "
+                "Its makers recommend %s.",
+                self.model.name,
+                self.family.sampling.get("temperature"),
             )
 
     def check_embeddings(self) -> None:
@@ -179,6 +195,7 @@ class Server:
                 "n_params": header.n_params,
                 "n_ctx_train": header.n_ctx_train,
                 "embeddings": header.embeddings,
+                "thinks": self.family.thinks,
                 "demo": self.model.demo,
             },
             "device": {
@@ -376,8 +393,10 @@ async def _answer(server: Server, body: Any, chat: bool) -> Response:
     if isinstance(body, ChatBody):
         # In a thread: a megabyte of text takes the emergency rules a while.
         consult = await asyncio.to_thread(body.consult, server.templates, server.model.name)
-        body = body.through(consult) if consult else body
-    asks = body.asks(server.settings.deadline_s)
+        asks = body.asks(server.settings.deadline_s, server.family, consult)
+        server.warn_of_greedy(asks)
+    else:
+        asks = body.asks(server.settings.deadline_s)
     tickets: list[Ticket] = []
     try:
         for ask in asks:
@@ -449,19 +468,21 @@ class Whole(_TicketResponse):
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         texts = [""] * len(self._tickets)
+        thoughts = [""] * len(self._tickets)
         logprobs: list[list[Any]] = [[] for _ in self._tickets]
         dones = []
         for index, ticket in enumerate(self._tickets):
             async for event in ticket.events():
                 if isinstance(event, Delta):
                     texts[index] += event.text
+                    thoughts[index] += event.thoughts
                     logprobs[index] += [*event.prompt_logprobs, *event.logprobs]
                 elif isinstance(event, Failed):
                     await _error_response(event.error)(scope, receive, send)
                     return
                 else:
                     dones.append(event)
-        await JSONResponse(self._answer.whole(texts, logprobs, dones))(scope, receive, send)
+        await JSONResponse(self._answer.whole(texts, thoughts, logprobs, dones))(scope, receive, send)
 
 
 class Stream(_TicketResponse):

@@ -7,21 +7,24 @@ of the line closes, the process ends at once: nobody is left to answer.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..engine.embedder import Embedder, EmbedderConfig
 from ..engine.engine import Engine, EngineConfig
 from ..engine.llama import Model
-from ..engine.request import Event, Failed, Request
+from ..engine.request import Delta, Done, Event, Failed, Request, Thinking
 from ..errors import InvalidModel, MedgeError
 from ..prompts.chat import ChatTemplate
-from ..prompts.plain import Plain
+from ..prompts.plain import Hidden, Plain
+from ..prompts.thinking import CLOSE, CLOSING, GAP, is_open
 from .line import (
     Ask,
     Cancel,
@@ -41,6 +44,14 @@ from .line import (
 SNAPSHOT_PERIOD_S = 0.5
 
 
+@dataclass
+class Turn:
+    """A turn of a conversation that may have a next one: what was asked, and the answer so far."""
+
+    ask: Ask
+    answer: str = ""
+
+
 class Child:
     """One engine, for text or for embeddings, and its end of the line."""
 
@@ -50,7 +61,8 @@ class Child:
         self._out = out
         self._refused: list[Event] = []
         self._pinged = False
-        self._lock = threading.Lock()  # the reading thread and the loop share the two above
+        self._turns: dict[str, Turn] = {}
+        self._lock = threading.Lock()  # the reading thread and the loop share the three above
 
     def read(self, stream: BinaryIO) -> None:
         """Take messages until the line closes; then end the process."""
@@ -81,6 +93,7 @@ class Child:
             events = self._engine.step()
             with self._lock:
                 events, self._refused = self._refused + events, []
+            self._follow(events)
             now = time.monotonic()
             due = self._pinged or now - last >= SNAPSHOT_PERIOD_S or not self._engine.busy
             if events or due:
@@ -93,7 +106,11 @@ class Child:
             if isinstance(self._engine, Embedder):
                 self._engine.submit(ask.request.id, self._tokens(ask))
             else:
-                self._engine.submit(self._prepared(ask))
+                request = self._prepared(ask)
+                if ask.history is not None and request.conversation is not None:
+                    with self._lock:
+                        self._turns[request.id] = Turn(ask)
+                self._engine.submit(request)
         except MedgeError as error:
             with self._lock:
                 self._refused.append(Failed(ask.request.id, error))
@@ -103,21 +120,53 @@ class Child:
     def _plain(self) -> Plain:
         return Plain(self._engine.model.special_names())
 
+    def _follow(self, events: Sequence[Event]) -> None:
+        """Collect answers of conversations; at the end of one, make its slot ready for the next turn."""
+        for event in events:
+            turn = self._turns.get(event.id) if self._turns else None
+            if turn is None:
+                continue
+            if isinstance(event, Delta):
+                turn.answer += event.text
+                continue
+            with self._lock:
+                del self._turns[event.id]
+            if isinstance(event, Done):
+                self._make_ready(turn)
+
+    def _make_ready(self, turn: Turn) -> None:
+        conversation, history = turn.ask.request.conversation, turn.ask.history
+        assert isinstance(self._engine, Engine) and conversation is not None and history is not None
+        # The form of the next turn, up to its question: templates write earlier answers in another way
+        # than the last one.
+        question = f"\ufdd0{secrets.token_hex(8)}"
+        answer = {"role": "assistant", "content": turn.answer.rstrip("\n")}
+        try:
+            prompt, hidden = self._rendered([*history, answer, {"role": "user", "content": question}])
+            self._engine.rewrite(conversation, self._cut(prompt.partition(question)[0], hidden))
+        except MedgeError:
+            pass  # a next turn in that form will say so itself
+
+    def _rendered(self, messages: Sequence[dict[str, Any]]) -> tuple[str, Hidden]:
+        messages, hidden = self._plain.hide(messages)
+        return self._template.render(messages), hidden
+
+    def _cut(self, prompt: str, hidden: Hidden) -> list[int]:
+        """A rendered prompt in tokens."""
+        model = self._engine.model
+        # Many templates write the token themselves; twice would be a prompt the model never saw.
+        bos = model.add_bos and not prompt.startswith(_text_of(model, model.bos) or "\0")
+        if not hidden:
+            return model.tokenize(prompt, special=True, add_bos=bos)
+        tokens = [model.bos] if bos else []
+        for piece, is_name in hidden.pieces(prompt):
+            # A mark such as <think> is read as one even in plain text, but not in two halves.
+            for part in (piece[:1], piece[1:]) if is_name else (piece,):
+                tokens += model.tokenize(part, special=not is_name, add_bos=False)
+        return tokens
+
     def _tokens(self, ask: Ask) -> list[int]:
         model = self._engine.model
-        if ask.messages is not None:
-            messages, hidden = self._plain.hide(ask.messages)
-            text = self._template.render(messages)
-            # Many templates write the token themselves; twice would be a prompt the model never saw.
-            bos = model.add_bos and not text.startswith(_text_of(model, model.bos) or "\0")
-            if not hidden:
-                return model.tokenize(text, special=True, add_bos=bos)
-            tokens = [model.bos] if bos else []
-            for piece, is_name in hidden.pieces(text):
-                # A mark such as <think> is read as one even in plain text, but not in two halves.
-                for part in (piece[:1], piece[1:]) if is_name else (piece,):
-                    tokens += model.tokenize(part, special=not is_name, add_bos=False)
-            return tokens
         if ask.text is not None:
             # Some embedding models have no token for the beginning, but one for the end that they need.
             bos = model.add_bos or isinstance(self._engine, Embedder)
@@ -128,12 +177,26 @@ class Child:
 
     def _prepared(self, ask: Ask) -> Request:
         model = self._engine.model
+        if ask.messages is not None:
+            return self._for_chat(ask, ask.messages)
         tokens = self._tokens(ask)
         request = replace(ask.request, tokens=tokens)
         if request.echo:
             pieces = b"".join(model.piece(t, special=True) for t in tokens)
             request = replace(request, prompt_text=ask.text or pieces.decode("utf-8", "replace"))
         return request
+
+    def _for_chat(self, ask: Ask, messages: Sequence[dict[str, Any]]) -> Request:
+        prompt, hidden = self._rendered(messages)
+        if not self._template.family.thinks or not is_open(prompt):
+            return replace(ask.request, tokens=self._cut(prompt, hidden))
+        if ask.max_thoughts == 0:
+            return replace(ask.request, tokens=self._cut(prompt.rstrip("\n") + f"\n{CLOSING}", hidden))
+        close, gap = (
+            tuple(self._engine.model.tokenize(text, special=True, add_bos=False)) for text in (CLOSING, GAP)
+        )
+        thinking = Thinking(CLOSE, close, gap, ask.max_thoughts, ask.answer_tokens)
+        return replace(ask.request, tokens=self._cut(prompt, hidden), thinking=thinking)
 
 
 def send(out: BinaryIO, message: object) -> None:

@@ -37,19 +37,27 @@ class Start:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request whose prompt is not tokens yet. Exactly one of the three forms is set.
+    """A request whose prompt is not tokens yet. Exactly one of messages, text and tokens is set.
 
     Attributes:
         request: everything but the tokens.
         messages: a conversation, for the model's chat template.
         text: a plain prompt.
         tokens: token ids.
+        max_thoughts: tokens of thoughts where the model has them; None leaves them what the answer does not
+            need, 0 asks for the answer alone.
+        answer_tokens: of the room that thoughts leave the answer.
+        history: what the next turn of the conversation begins with, before this answer; None if it is not
+            known. The slot is made ready for it while it is idle.
     """
 
     request: Request
     messages: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+    max_thoughts: int | None = None
+    answer_tokens: int = 512
+    history: tuple[dict[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Every field of OpenAI's API is either honoured or refused by name; nothing is ignored. What is not declared
 here is refused too. Fields of our own: top_k, min_p, repeat_penalty, grammar, ignore_eos, deadline_s,
-conversation; of chats also template, language, context, options.
+conversation; of chats also template, language, context, options, max_thinking_tokens, cut_loops.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import struct
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,11 +22,16 @@ from ..engine.request import Delta, Done, Embedded, Grammar, Request, Sampling, 
 from ..errors import InvalidRequest, MedgeError, Unsupported
 from ..prompts.consult import Consult, prepare
 from ..prompts.template import Template
+from ..prompts.thinking import Family
 from .line import Ask
 
+PLAIN = Family()
 MAX_CHOICES = 16
 MAX_INPUTS = 2048
 MAX_TOP_LOGPROBS = 20
+
+# Tokens of thoughts for each of OpenAI's words.
+EFFORTS = {"none": 0, "minimal": 128, "low": 512, "medium": 2048, "high": 8192}
 
 # Fields of OpenAI's API that medge does not honour, with what to do instead. A value in the second place
 # means the same as leaving the field out, and is accepted.
@@ -42,7 +48,6 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "prompt_cache_key": ("common beginnings are found by themselves", ()),
     "prompt_cache_options": ("common beginnings are found by themselves", ()),
     "prompt_cache_retention": ("common beginnings are found by themselves", ()),
-    "reasoning_effort": ("this model has no such control", ("none",)),
     "safety_identifier": ("medge keeps no record of users", ()),
     "service_tier": ("there is one tier", ("auto", "default")),
     "store": ("medge stores no requests", (False,)),
@@ -70,6 +75,8 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[Part]
     refusal: None = None
+    # Clients send back the message that they got. Thoughts of earlier answers are not shown to the model.
+    reasoning_content: Text | None = None
 
     def plain(self) -> dict[str, str]:
         content = self.content
@@ -137,8 +144,12 @@ class _Common(BaseModel):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def sampling(self, index: int) -> Sampling:
-        """The sampling of choice `index`: choices of one request differ by their seed."""
+    def sampling(self, index: int, recommended: Mapping[str, float]) -> Sampling:
+        """The sampling of choice `index`: choices of one request differ by their seed.
+
+        Args:
+            recommended: what is taken where the request names nothing.
+        """
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -156,8 +167,9 @@ class _Common(BaseModel):
                     f"logit_bias: {key!r:.80} is no token id; keys are numbers.", "logit_bias"
                 )
             bias.append((int(key), float("-inf") if value == -100 else value))
+        chosen: dict[str, Any] = {**recommended, **{k: v for k, v in given.items() if v is not None}}
         return Sampling(
-            **{k: v for k, v in given.items() if v is not None},
+            **chosen,
             logit_bias=tuple(bias),
         )
 
@@ -190,6 +202,10 @@ class ChatBody(_Common):
     context: Text | None = None
     options: dict[str, str] | None = Field(None, max_length=26)
 
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    max_thinking_tokens: Count | None = None
+    cut_loops: bool = True
+
     def consult(self, templates: Mapping[str, Template], model: str) -> Consult | None:
         """The question in the template that is asked for; None if none is.
 
@@ -206,21 +222,57 @@ class ChatBody(_Common):
             language=self.language, context=self.context, options=self.options,
         )  # fmt: skip
 
-    def through(self, consult: Consult) -> ChatBody:
+    def through(self, consult: Consult, thinks: bool) -> ChatBody:
         """This request with the template's messages, and its settings where there are none."""
         template = consult.template
+        budget = template.budget
         changed: dict[str, Any] = {"messages": [Message.model_validate(m) for m in consult.messages]}
         for name, value in template.sampling:
             if getattr(self, name) is None:
                 changed[name] = value
+        thoughts = self.thoughts(thinks)
+        if thinks and thoughts is None:
+            changed["max_thinking_tokens"] = thoughts = budget.max_thinking_tokens
         if self.max_tokens is None and self.max_completion_tokens is None:
-            changed["max_tokens"] = template.budget.max_answer_tokens
+            changed["max_tokens"] = budget.max_answer_tokens + (thoughts or 0)
         if template.answer_schema and self.response_format is None and self.grammar is None:
             schema = JsonSchema(name=template.id.replace("-", "_"), schema=template.answer_schema)
             changed["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
         return self.model_copy(update=changed)
 
-    def asks(self, deadline_s: float) -> list[Ask]:
+    def thoughts(self, thinks: bool) -> int | None:
+        """Tokens of thoughts that are asked for; None if it is left to the model.
+
+        Raises:
+            InvalidRequest: two fields that say different things.
+            Unsupported: thoughts of a model that has none.
+        """
+        effort = None if self.reasoning_effort is None else EFFORTS[self.reasoning_effort]
+        asked = effort if self.max_thinking_tokens is None else self.max_thinking_tokens
+        name = "reasoning_effort" if self.max_thinking_tokens is None else "max_thinking_tokens"
+        if effort is not None and asked != effort:
+            raise InvalidRequest(
+                f"max_thinking_tokens is {asked}, and reasoning_effort {self.reasoning_effort!r} stands for "
+                f"{effort}; send one.",
+                name,
+            )
+        if asked and not thinks:
+            raise Unsupported(f"This model writes no thoughts. Leave {name} out.", name)
+        return asked
+
+    def asks(self, deadline_s: float, family: Family = PLAIN, consult: Consult | None = None) -> list[Ask]:
+        """One for each choice.
+
+        Args:
+            deadline_s: the server's limit.
+            family: the model's.
+            consult: the question in its template, if it goes through one.
+        """
+        if consult is not None:
+            return self.through(consult, family.thinks)._asks(deadline_s, family, consult)
+        return self._asks(deadline_s, family, None)
+
+    def _asks(self, deadline_s: float, family: Family, consult: Consult | None) -> list[Ask]:
         limits = {n for n in (self.max_completion_tokens, self.max_tokens) if n is not None}
         if len(limits) > 1:
             raise InvalidRequest(
@@ -233,7 +285,13 @@ class ChatBody(_Common):
             raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
         n_top = (self.top_logprobs or 0) if self.logprobs else None
         messages = tuple(m.plain() for m in self.messages)
-        return _asks(self, deadline_s, limit, n_top, False, messages=messages)
+        form: dict[str, Any] = {"messages": messages, "max_thoughts": self.thoughts(family.thinks)}
+        if consult is not None:
+            form["answer_tokens"] = consult.template.budget.max_answer_tokens
+        if self.conversation is not None and (self.n or 1) == 1:
+            form["history"] = consult.history if consult else messages
+        asks = _asks(self, deadline_s, limit, n_top, False, family.sampling, **form)
+        return [replace(ask, request=replace(ask.request, cut_loops=self.cut_loops)) for ask in asks]
 
 
 class CompletionBody(_Common):
@@ -254,7 +312,7 @@ class CompletionBody(_Common):
         asks = []
         for prompt in prompts:
             form: dict[str, Any] = {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt}
-            asks += _asks(self, deadline_s, limit, self.logprobs, bool(self.echo), **form)
+            asks += _asks(self, deadline_s, limit, self.logprobs, bool(self.echo), {}, **form)
         return asks
 
 
@@ -341,6 +399,7 @@ def _asks(
     max_tokens: int | None,
     n_top_logprobs: int | None,
     echo: bool,
+    recommended: Mapping[str, float],
     **form: Any,
 ) -> list[Ask]:
     if max_tokens == 0 and not echo:
@@ -354,7 +413,7 @@ def _asks(
                 id=uuid.uuid4().hex,
                 tokens=[],
                 max_tokens=max_tokens,
-                sampling=body.sampling(index),
+                sampling=body.sampling(index, recommended),
                 stop=body.stops(),
                 n_top_logprobs=n_top_logprobs,
                 echo=echo,
@@ -441,6 +500,7 @@ def usage(dones: Sequence[Done]) -> dict[str, Any]:
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(d.timing.n_cached for d in dones)},
+        "completion_tokens_details": {"reasoning_tokens": sum(d.n_thoughts for d in dones)},
     }
 
 
@@ -457,6 +517,16 @@ def timings(done: Done) -> dict[str, Any]:
         "n_generated": t.n_generated,
         "peak_memory_bytes": t.peak_memory_bytes,
     }
+
+
+def ending(done: Done) -> dict[str, Any]:
+    """How an answer came about, where `finish_reason` does not tell: an extra field of its choice."""
+    facts: dict[str, Any] = {}
+    if done.thoughts_end:
+        facts["thoughts"] = {"n_tokens": done.n_thoughts, "end": done.thoughts_end}
+    if done.loop:
+        facts["cut"] = "loop"
+    return {"medge": facts} if facts else {}
 
 
 class Answer:
@@ -498,6 +568,8 @@ class Answer:
         tokens = delta.prompt_logprobs + delta.logprobs
         logprobs = json.dumps(self._logprobs(tokens, offset)) if tokens else "null"
         content = f'"delta":{{"content":{text}}}' if self._chat else f'"text":{text}'
+        if delta.thoughts:
+            content = f'"delta":{{"reasoning_content":{json.dumps(delta.thoughts, ensure_ascii=False)}}}'
         return f'{self._head}{{"index":{index},{content},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n'
 
     def _said(self, index: int, text: str) -> str:
@@ -506,9 +578,10 @@ class Answer:
 
     def last(self, index: int, done: Done) -> str:
         content = '"delta":{}' if self._chat else '"text":""'
+        facts = "".join(f',"{name}":{json.dumps(value)}' for name, value in ending(done).items())
         return self._said(index, self._consult.after if self._consult else "") + (
             f'{self._head}{{"index":{index},{content},"logprobs":null,'
-            f'"finish_reason":"{done.finish_reason}"}}]}}\n\n'
+            f'"finish_reason":"{done.finish_reason}"{facts}}}]}}\n\n'
         )
 
     def usage(self, dones: Sequence[Done]) -> str:
@@ -518,16 +591,20 @@ class Answer:
     def whole(
         self,
         texts: Sequence[str],
+        thoughts: Sequence[str],
         logprobs: Sequence[Sequence[TokenLogprob]],
         dones: Sequence[Done],
     ) -> dict[str, Any]:
+        """The answer in one piece; each list has one entry a choice."""
         choices = []
         if self._consult:
             texts = [f"{self._consult.before}{text}{self._consult.after}" for text in texts]
         for index, (text, done) in enumerate(zip(texts, dones)):
-            choice: dict[str, Any] = {"index": index, "finish_reason": done.finish_reason}
+            choice: dict[str, Any] = {"index": index, "finish_reason": done.finish_reason, **ending(done)}
             if self._chat:
                 choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+                if done.thoughts_end:
+                    choice["message"]["reasoning_content"] = thoughts[index]
             else:
                 choice["text"] = text
             choice["logprobs"] = self._logprobs(tuple(logprobs[index]), 0)
