@@ -278,6 +278,21 @@ def test_wrong_usage_points_to_the_help(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in said and "help" in said
 
 
+def test_thoughts_stay_out_of_a_pipe(tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "thinker.gguf", chat_template=tiny_gguf.R1_CHAT_TEMPLATE, n_ctx=8192)
+    words = ("ask", "What is a fever?", "--model", str(model), "--template", "none", "--seed", "1")
+    limits = ("--max-tokens", "60", "--max-thinking-tokens", "20")
+    facts = json.loads(medge(*words, *limits, "--json").stdout)
+    assert (facts["n_thoughts"], facts["thoughts_end"], facts["n_generated"]) == (20, "budget", 60)
+    run = medge(*words, *limits)
+    assert run.stdout.decode() == facts["answer"] + "\n"
+    assert "".join(facts["thoughts"].split()) in "".join(run.stderr.decode().split())
+    assert "20 of them thoughts, cut at their limit" in run.stderr.decode()
+    without = json.loads(medge(*words, "--max-thinking-tokens", "0", "--max-tokens", "9", "--json").stdout)
+    assert "thoughts" not in without and without["n_generated"] == 9
+    assert "circles" in medge(*words, *limits, "--temperature", "0").stderr.decode()
+
+
 @pytest.mark.parametrize("question", ["", "  \n\t"])
 def test_an_empty_question(question: str, tiny: Path) -> None:
     assert "empty" in sentence(medge("ask", question, "--model", str(tiny)), 2)
@@ -318,6 +333,9 @@ def test_json_is_one_object(tiny: Path) -> None:
     assert 0 <= record["queued_s"] <= record["ttft_s"] <= record["total_s"]
     assert record["tokens_per_s"] > 0 and record["peak_memory_bytes"] > 1 << 20
 
+    # One thread and a prompt that is read in one piece: else a busy machine changes the last bits.
+    arguments = (*arguments, "--threads", "1", "--template", "none")
+    record = json.loads(medge("ask", "Fever?", *arguments).stdout)
     piped = json.loads(medge("ask", "-", *arguments, stdin="\ufeffFever?".encode()).stdout)
     assert piped["answer"] == record["answer"], "a pipe asks the same, with a byte order mark or without"
 

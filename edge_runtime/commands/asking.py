@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias, TypeVar
@@ -21,18 +22,51 @@ from .loading import find_model, fitting, make_worker
 from .options import ENGINE_SETTINGS, Json, as_text, decoded, err, with_settings
 
 if TYPE_CHECKING:
-    from ..engine.request import Timing
+    from ..engine.request import Done, Timing
     from ..models.store import ModelFile
     from ..prompts.consult import Consult
     from ..prompts.template import Template
+    from ..server.line import Ask
     from ..server.worker import Worker
 
     Asked: TypeAlias = list[dict[str, str]] | Consult
 
 T = TypeVar("T")
+
+# Without a template that says so.
+ANSWER_TOKENS, THINKING_TOKENS = 512, 1024
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the flags say of an answer; None leaves it to the template and the model's family."""
+
+    max_tokens: int | None = None
+    max_thinking_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came, the words around the answer included."""
+
+    text: str
+    thoughts: str
+    done: Done
+
+
 MaxTokens = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, max=1 << 20, help="Tokens of an answer at most. Default: the template's, or 512."),
+]
+MaxThinking = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=0,
+        max=1 << 20,
+        help="Tokens of thoughts at most, of a model that has them; 0: none. Default: as the template says.",
+    ),
 ]
 TemplateName = Annotated[
     str,
@@ -50,44 +84,46 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
     template: TemplateName = "auto",
     max_tokens: MaxTokens = None,
+    max_thinking_tokens: MaxThinking = None,
     temperature: Temperature = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask one question, without a server. The answer streams; then one line says what it cost."""
+    """Ask one question, without a server. The answer streams; then one line says what it cost.
+
+    Thoughts of a model that has them go to standard error, so that a pipe gets the answer alone.
+    """
     if question == "-":
         question = decoded(sys.stdin.buffer.read())
     question = as_text(question)
     if not question.strip():
         raise InvalidSetting("The question is empty; write it in quotes, or pipe it in with -.")
-    asyncio.run(
-        _ask_once(settings, find_model(settings), question, template, max_tokens, temperature, seed, as_json)
-    )
+    wanted = Wanted(max_tokens, max_thinking_tokens, temperature, seed)
+    asyncio.run(_ask_once(settings, find_model(settings), question, template, wanted, as_json))
 
 
 async def _ask_once(
-    settings: Settings,
-    model: ModelFile,
-    question: str,
-    template: str,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    as_json: bool,
+    settings: Settings, model: ModelFile, question: str, template: str, wanted: Wanted, as_json: bool
 ) -> None:
     messages = [{"role": "user", "content": question}]
     # While the model is loading: reading the rules takes half a second.
     consult = asyncio.create_task(asyncio.to_thread(_consult, settings, model, messages, template))
     async with _session(settings, model) as worker:
-        show = (lambda text: None) if as_json else _write
+        show = _Silent() if as_json else _Terminal()
         asked = await consult
-        text, reason, timing = await _stream(worker, asked, max_tokens, temperature, seed, show)
+        answered = await _stream(worker, model, asked, wanted, show)
+    done = answered.done
     if as_json:
-        record = {"model": model.name, "answer": text, "finish_reason": reason, **_timing(timing)}
-        print(json.dumps(record | ({} if isinstance(asked, list) else asked.facts)))
+        record: dict[str, Any] = {"model": model.name, "answer": answered.text}
+        record["finish_reason"] = done.finish_reason
+        if done.thoughts_end:
+            record |= {"thoughts": answered.thoughts, "n_thoughts": done.n_thoughts}
+            record |= {"thoughts_end": done.thoughts_end}
+        facts = {} if isinstance(asked, list) else asked.facts
+        print(json.dumps({**record, "loop": done.loop, **_timing(done.timing), **facts}))
     else:
         _write("\n")
-        err.print(_cost(timing, reason), style="dim", highlight=False)
+        err.print(_cost(done), style="dim", highlight=False)
 
 
 @with_settings(*ENGINE_SETTINGS)
@@ -95,6 +131,7 @@ def chat(
     settings: Settings,
     template: TemplateName = "auto",
     max_tokens: MaxTokens = None,
+    max_thinking_tokens: MaxThinking = None,
     temperature: Temperature = None,
 ) -> None:
     """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
@@ -105,19 +142,14 @@ def chat(
         session = _session(settings, model)
         worker = loop.run(session.__aenter__())
         try:
-            _converse(loop, worker, settings, model, template, max_tokens, temperature)
+            wanted = Wanted(max_tokens, max_thinking_tokens, temperature)
+            _converse(loop, worker, settings, model, template, wanted)
         finally:
             loop.run(session.__aexit__(None, None, None))
 
 
 def _converse(
-    loop: _Loop,
-    worker: Worker,
-    settings: Settings,
-    model: ModelFile,
-    template: str,
-    max_tokens: int | None,
-    temperature: float | None,
+    loop: _Loop, worker: Worker, settings: Settings, model: ModelFile, template: str, wanted: Wanted
 ) -> None:
     messages: list[dict[str, str]] = []
     err.print(f"{escape(model.name)}. /reset forgets, /quit ends.", style="dim", highlight=False)
@@ -146,16 +178,16 @@ def _converse(
         asked = [*messages, {"role": "user", "content": question}]
         try:
             consult = _consult(settings, model, asked, template)
-            text, reason, timing = loop.run(_stream(worker, consult, max_tokens, temperature, None, _write))
+            answered = loop.run(_stream(worker, model, consult, wanted, _Terminal()))
         except KeyboardInterrupt:
             err.print("\nStopped.", style="dim")
             continue
         except MedgeError as error:
             err.print(f"\n[bold red]medge:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
             continue
-        messages = [*asked, {"role": "assistant", "content": text}]
+        messages = [*asked, {"role": "assistant", "content": answered.text}]
         _write("\n")
-        err.print(_cost(timing, reason), style="dim", highlight=False)
+        err.print(_cost(answered.done), style="dim", highlight=False)
 
 
 class _Loop:
@@ -210,52 +242,94 @@ def _consult(settings: Settings, model: ModelFile, messages: list[dict[str, str]
     return prepare(messages, template, _templates(settings.template_folder), model.name)
 
 
-async def _stream(
-    worker: Worker,
-    asked: Asked,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    show: Callable[[str], None],
-) -> tuple[str, str, Timing]:
+async def _stream(worker: Worker, model: ModelFile, asked: Asked, wanted: Wanted, show: _Silent) -> Answered:
     """One answer. If it is cancelled, so is the request."""
-    import uuid
+    from ..engine.request import Delta, Failed
 
-    from ..engine.request import Delta, Failed, Grammar, Request, Sampling
-    from ..server.line import Ask
-
-    # Small models repeat themselves: a little pressure against that, as on the page.
-    given: dict[str, Any] = {"temperature": temperature, "seed": seed, "repeat_penalty": 1.1}
-    grammar, before, after = None, "", ""
-    if isinstance(asked, list):
-        messages = asked
-    else:
-        messages, before, after = list(asked.messages), asked.before, asked.after
-        given = asked.template.sampling.model_dump() | {k: v for k, v in given.items() if v is not None}
-        max_tokens = max_tokens or asked.template.budget.max_answer_tokens
-        if asked.template.answer_schema:
-            grammar = Grammar("json_schema", json.dumps(asked.template.answer_schema))
-    sampling = Sampling(**{k: v for k, v in given.items() if v is not None})
-    request = Request(
-        uuid.uuid4().hex, [], max_tokens=max_tokens or 512, sampling=sampling, grammar=grammar,
-        conversation="chat",
-    )  # fmt: skip
-    ticket = worker.submit(Ask(request, messages=tuple(messages)))
-    text = before
-    show(before)
+    ask = _request(model, asked, wanted)
+    before, after = ("", "") if isinstance(asked, list) else (asked.before, asked.after)
+    ticket = worker.submit(ask)
+    text, thoughts = before, ""
+    show.answer(before)
     try:
         async for event in ticket.events():
             if isinstance(event, Delta):
                 text += event.text
-                show(event.text)
+                thoughts += event.thoughts
+                show.thoughts(event.thoughts)
+                show.answer(event.text)
             elif isinstance(event, Failed):
                 raise event.error
             else:
-                show(after)
-                return text + after, event.finish_reason, event.timing
+                show.answer(after)
+                return Answered(text + after, thoughts, event)
     finally:
         worker.cancel(ticket)
     raise AssertionError("an answer has a last event")
+
+
+def _request(model: ModelFile, asked: Asked, wanted: Wanted) -> Ask:
+    import uuid
+
+    from ..engine.request import Grammar, Request, Sampling
+    from ..prompts.thinking import family
+    from ..server.line import Ask
+
+    habits = family(model.header.chat_template)
+    # Small models repeat themselves: a little pressure against that, as on the page.
+    sampling: dict[str, Any] = dict(habits.sampling or {"repeat_penalty": 1.1})
+    answer_tokens, thinking_tokens, grammar = ANSWER_TOKENS, THINKING_TOKENS, None
+    if isinstance(asked, list):
+        messages = history = tuple(asked)
+    else:
+        template, messages, history = asked.template, asked.messages, asked.history
+        sampling |= template.sampling.model_dump(exclude_none=True)
+        answer_tokens = template.budget.max_answer_tokens
+        thinking_tokens = template.budget.max_thinking_tokens
+        if template.answer_schema:
+            grammar = Grammar("json_schema", json.dumps(template.answer_schema))
+    own = {"temperature": wanted.temperature, "seed": wanted.seed}
+    sampling |= {name: value for name, value in own.items() if value is not None}
+    if wanted.max_thinking_tokens is not None:
+        thinking_tokens = wanted.max_thinking_tokens
+    if habits.thinks and thinking_tokens and wanted.temperature == 0:
+        err.print("At temperature 0 thoughts tend to go in circles.", style="dim")
+    max_tokens = wanted.max_tokens or answer_tokens + (thinking_tokens if habits.thinks else 0)
+    request = Request(
+        uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=Sampling(**sampling), grammar=grammar,
+        cut_loops=True, conversation="chat",
+    )  # fmt: skip
+    return Ask(
+        request, messages=messages, history=history, max_thoughts=thinking_tokens, answer_tokens=answer_tokens
+    )
+
+
+class _Silent:
+    """Shows nothing of an answer while it comes."""
+
+    def answer(self, text: str) -> None:
+        pass
+
+    def thoughts(self, text: str) -> None:
+        pass
+
+
+class _Terminal(_Silent):
+    """The answer on standard output; thoughts, dim, on standard error."""
+
+    def __init__(self) -> None:
+        self._thinking = False
+
+    def answer(self, text: str) -> None:
+        if text and self._thinking:
+            self._thinking = False
+            err.print("\n")
+        _write(text)
+
+    def thoughts(self, text: str) -> None:
+        if text:
+            self._thinking = True
+            err.print(escape(text), style="dim", end="", highlight=False, soft_wrap=True)
 
 
 @asynccontextmanager
@@ -280,21 +354,28 @@ async def _session(settings: Settings, model: ModelFile) -> AsyncIterator[Worker
         await worker.stop(0)
 
 
+# What is worth saying of the end of thoughts.
+_ENDS = {"budget": ", cut at their limit", "loop": ", cut in circles"}
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _cost(timing: Timing, reason: str) -> str:
+def _cost(done: Done) -> str:
+    timing = done.timing
     parts = [f"{timing.n_generated} tokens"]
+    if done.n_thoughts:
+        parts.append(f"{done.n_thoughts} of them thoughts{_ENDS.get(done.thoughts_end or '', '')}")
     if timing.ttft_s is not None:
         parts.append(f"first after {timing.ttft_s:.2f} s")
     if timing.tokens_per_s:
         parts.append(f"{timing.tokens_per_s:.1f} tok/s")
     if timing.peak_memory_bytes:
         parts.append(f"{timing.peak_memory_bytes / 1e6:,.0f} MB")
-    if reason == "length":
-        parts.append("cut at the limit")
+    if done.finish_reason == "length":
+        parts.append("cut, since it went in circles" if done.loop else "cut at the limit")
     return " · ".join(parts)
 
 

@@ -335,3 +335,23 @@ def test_an_emergency_stands_above_the_answer_and_the_kind_can_be_chosen(watched
     expect(watched.answer.get_by_role("alert")).to_be_hidden()
     expect(watched.answer).to_contain_text("No es un diagnóstico.", timeout=60_000)
     assert watched.problems == []
+
+
+def test_thoughts_are_folded_away_and_counted(browser: Browser, tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "thinker.gguf", chat_template=tiny_gguf.R1_CHAT_TEMPLATE, n_ctx=8192)
+    with serving(model, "--slots", "1", "--ctx", "8192") as server:
+        page = browser.new_page(viewport={"width": 1024, "height": 600})
+        watched = Watched(page)
+        page.goto(server.url)
+        watched.ask("What is a fever?")
+        thoughts, answer = watched.answer.locator(".thoughts"), watched.answer.locator(".answer")
+        expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thoughts\s+\d+"), timeout=30_000)
+        expect(thoughts).not_to_have_attribute("open", "")
+        expect(page.locator('[data-role="cost"]').last).to_be_visible(timeout=60_000)
+        expect(thoughts.locator("div")).to_be_hidden()
+        thoughts.locator("summary").click()
+        expect(thoughts.locator("div")).not_to_be_empty()
+        assert thoughts.locator("div").inner_text() not in answer.inner_text()
+        expect(answer).to_contain_text("not a diagnosis")
+        assert watched.problems == []
+        page.close()

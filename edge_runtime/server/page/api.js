@@ -103,9 +103,8 @@ export async function forget(id, { keepalive = false } = {}) {
 /**
  * One answer, as it is written.
  *
- * Yields `{ facts }` of the template, `{ text }`, then `{ finish }` ("stop" or "length"), then
- * `{ usage, timings }`. Aborting `signal` cancels
- * the generation on the server.
+ * Yields `{ facts }` of the template, `{ thoughts }`, `{ text }`, then `{ finish, ending }` ("stop" or "length",
+ * and what it does not tell), then `{ usage, timings }`. Aborting `signal` cancels the generation on the server.
  */
 export async function* answer(request, signal) {
   const body = { ...request, stream: true, stream_options: { include_usage: true } };
@@ -117,8 +116,9 @@ export async function* answer(request, signal) {
     if (chunk.error) throw new Refused(chunk.error.message, { code: chunk.error.code });
     const choice = chunk.choices?.[0];
     if (chunk.medge) yield { facts: chunk.medge };
+    if (choice?.delta?.reasoning_content) yield { thoughts: choice.delta.reasoning_content };
     if (choice?.delta?.content) yield { text: choice.delta.content };
-    if (choice?.finish_reason) yield { finish: choice.finish_reason };
+    if (choice?.finish_reason) yield { finish: choice.finish_reason, ending: choice.medge ?? {} };
     if (chunk.usage) yield { usage: chunk.usage, timings: chunk.timings ?? {} };
   }
   throw new Unreachable("The connection ended before the answer was complete.");

@@ -15,8 +15,8 @@ const $ = (id) => document.getElementById(id);
 const DEMO = "Not a diagnosis. This demonstration model is too small for clinical use.";
 const NOTICE = "Not a diagnosis; check every answer.";
 
-// Small models repeat themselves: a little pressure against that.
-const ANSWER = { repeat_penalty: 1.1 };
+// Small models repeat themselves: a little pressure against that. Those that think have their own advice.
+const pressure = () => (server.health.model?.thinks ? {} : { repeat_penalty: 1.1 });
 
 let conversation = new Conversation();
 let running = null; // { turn, stop, ended }: the answer that is being written
@@ -66,7 +66,7 @@ async function write(turn, signal) {
     conversation: conversation.id,
     messages: conversation.messages(turn),
     template: kinds.chosen(),
-    ...ANSWER,
+    ...pressure(),
   };
   let show;
   try {

@@ -6,8 +6,17 @@ import { described } from "./kinds.js";
 import { Rendering } from "./rendering.js";
 import * as units from "./units.js";
 
+// Where an answer stands, in a word.
+const PROGRESS = { waiting: "Reading", thinking: "Thinking", answering: "Answering" };
+
+// Why thoughts ended, where the model did not end them itself.
+const CLOSED = { budget: ", cut at their limit", loop: ", cut since they went in circles" };
+
 export class Turn {
   text = "";
+  #thoughts = "";
+  #n_thoughts = 0; // tokens
+  #ending = {};
   #notice = ""; // the emergency, which stands above the answer
   #rendering;
   #grown;
@@ -33,7 +42,11 @@ export class Turn {
   }
 
   start() {
-    this.text = "";
+    this.text = this.#thoughts = "";
+    this.#n_thoughts = 0;
+    this.#ending = {};
+    this.#find(".thoughts").open = false;
+    this.#showThoughts();
     this.#finish = null;
     this.#cost = null;
     this.#tell({ notice: "", words: "" });
@@ -46,14 +59,24 @@ export class Turn {
   }
 
   /** One event of `api.answer`. */
-  take({ facts, text, finish, usage, timings }) {
+  take({ facts, thoughts, text, finish, ending, usage, timings }) {
     if (facts) this.#tell({ notice: facts.notice, words: described(facts) });
-    else if (text && text.trimEnd() !== this.#notice) {
+    else if (thoughts) {
+      this.#thoughts += thoughts;
+      this.#n_thoughts += 1; // a piece is a token, but for the last
+      if (this.node.dataset.state === "waiting") this.#state("thinking");
+      this.#showThoughts();
+    } else if (text && text.trimEnd() !== this.#notice) {
       this.text += text;
-      if (this.node.dataset.state === "waiting") this.#state("answering");
+      if (this.node.dataset.state !== "answering") this.#state("answering");
       this.#rendering.show(this.text);
     }
-    if (finish) this.#finish = finish;
+    if (finish) {
+      this.#finish = finish;
+      this.#ending = ending;
+      this.#n_thoughts = ending.thoughts?.n_tokens ?? 0;
+      this.#showThoughts(CLOSED[ending.thoughts?.end]);
+    }
     if (usage) this.#cost = { usage, timings };
   }
 
@@ -62,6 +85,9 @@ export class Turn {
     this.#showCost(this.#cost ? costOf(this.#cost) : [`${units.seconds(this.#elapsed)}`]);
     await this.#settle("");
     this.#find(".cut").hidden = this.#finish !== "length";
+    this.#find(".cut").textContent = this.#ending.cut
+      ? "The answer went in circles and was cut here."
+      : "The answer reached its length limit and ends here.";
     if (!this.text) this.#showFailure("The model ended its answer without a word.", "Try again");
     this.#grown();
   }
@@ -106,6 +132,15 @@ export class Turn {
     this.#grown();
   }
 
+  /** Folded away, with a count that lives. */
+  #showThoughts(closed = "") {
+    const node = this.#find(".thoughts");
+    node.hidden = !this.#thoughts;
+    node.querySelector("span").textContent = `${units.count(this.#n_thoughts)} tokens${closed}`;
+    node.querySelector("div").textContent = this.#thoughts;
+    this.#grown();
+  }
+
   #find(selector) {
     return this.node.querySelector(selector);
   }
@@ -116,11 +151,11 @@ export class Turn {
 
   #state(state) {
     this.node.dataset.state = state;
-    const busy = state === "waiting" || state === "answering";
+    const busy = state in PROGRESS;
     this.#find('[data-role="assistant"]').setAttribute("aria-busy", busy);
     this.#find(".progress").hidden = !busy;
-    this.#find(".progress span").textContent = state === "waiting" ? "Reading" : "Answering";
     if (busy) {
+      this.#find(".progress span").textContent = PROGRESS[state];
       this.#stopCountdown();
       for (const part of [".failure", ".cut", ".foot"]) this.#find(part).hidden = true;
     }
