@@ -61,6 +61,12 @@ class Settings(BaseModel):
         le=1 << 20,
         description="KV memory for prompts that requests have in common, in tokens.",
     )
+    prefix_disk_mb: int = Field(
+        256,
+        ge=0,
+        le=1 << 20,
+        description="Disk space for what templates begin with, so that it is read only once; 0 for none.",
+    )
     batch: int = Field(256, ge=32, le=4096, description="Tokens of one step at most. Fewer take less memory.")
     fit: bool = Field(
         False, description="Where there is too little memory, take less of what is needed, and say of what."

@@ -21,6 +21,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Servers that tests start record their requests; not among the user's own.
 os.environ["MEDGE_STATE"] = tempfile.mkdtemp(prefix="medge-state-")
+# Nor do they read beginnings that no test asked for.
+os.environ["MEDGE_PREFIX_DISK_MB"] = "0"
 
 
 @pytest.fixture(scope="session")

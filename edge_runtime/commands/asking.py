@@ -278,11 +278,11 @@ def _request(model: ModelFile, asked: Asked, wanted: Wanted) -> Ask:
     habits = family(model.header.chat_template)
     # Small models repeat themselves: a little pressure against that, as on the page.
     sampling: dict[str, Any] = dict(habits.sampling or {"repeat_penalty": 1.1})
-    answer_tokens, thinking_tokens, grammar = ANSWER_TOKENS, THINKING_TOKENS, None
+    answer_tokens, thinking_tokens, grammar, n_own = ANSWER_TOKENS, THINKING_TOKENS, None, None
     if isinstance(asked, list):
         messages = history = tuple(asked)
     else:
-        template, messages, history = asked.template, asked.messages, asked.history
+        template, messages, history, n_own = asked.template, asked.messages, asked.history, 1
         sampling |= template.sampling.model_dump(exclude_none=True)
         answer_tokens = template.budget.max_answer_tokens
         thinking_tokens = template.budget.max_thinking_tokens
@@ -300,8 +300,9 @@ def _request(model: ModelFile, asked: Asked, wanted: Wanted) -> Ask:
         cut_loops=True, conversation="chat",
     )  # fmt: skip
     return Ask(
-        request, messages=messages, history=history, max_thoughts=thinking_tokens, answer_tokens=answer_tokens
-    )
+        request, messages=messages, history=history, max_thoughts=thinking_tokens,
+        answer_tokens=answer_tokens, n_own=n_own,
+    )  # fmt: skip
 
 
 class _Silent:

@@ -39,15 +39,24 @@ def fitting(settings: Settings, model: ModelFile) -> Settings:
     return found
 
 
-def make_worker(settings: Settings, model: ModelFile, on_end: Callable[[Any], None] | None = None) -> Worker:
-    """The worker for settings for which there is room."""
+def make_worker(
+    settings: Settings,
+    model: ModelFile,
+    on_end: Callable[[Any], None] | None = None,
+    beginnings: tuple[tuple[dict[str, str], ...], ...] = (),
+) -> Worker:
+    """The worker for settings for which there is room.
+
+    Args:
+        beginnings: see `line.Start`.
+    """
     from ..models.fit import engine_config
     from ..server.line import Start
     from ..server.worker import Worker
 
     header = model.header
     return Worker(
-        Start(engine_config(header, settings), header.chat_template, header.embeddings),
+        Start(engine_config(header, settings), header.chat_template, header.embeddings, beginnings),
         n_slots=settings.slots,
         max_waiting=settings.queue,
         hang_timeout_s=settings.hang_timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import locale
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -63,7 +64,7 @@ def _serve(settings: Settings, model: ModelFile) -> None:
             busy = worker.snapshot.n_busy if worker.snapshot else None
             recorded.write(event, {"slots_busy": busy, "n_waiting": worker.n_waiting, **watch.facts})
 
-    worker = make_worker(settings, model, on_end)
+    worker = make_worker(settings, model, on_end, _beginnings(settings, model))
     failure: list[MedgeError] = []
 
     @asynccontextmanager
@@ -110,6 +111,17 @@ def _serve(settings: Settings, model: ModelFile) -> None:
         sock.close()
     if failure:
         raise failure[0]
+
+
+def _beginnings(settings: Settings, model: ModelFile) -> tuple[tuple[dict[str, str], ...], ...]:
+    """Those of all templates, in the language that this machine's user has chosen."""
+    from ..prompts.consult import beginnings
+    from ..prompts.template import LANGUAGES, load
+
+    if model.header.embeddings or not settings.prefix_disk_mb:
+        return ()
+    spoken = (locale.getlocale(locale.LC_CTYPE)[0] or "")[:2]
+    return beginnings(load(settings.template_folder), spoken if spoken in LANGUAGES else LANGUAGES[0])
 
 
 def _listen(settings: Settings) -> Any:

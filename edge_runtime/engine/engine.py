@@ -26,6 +26,7 @@ from ..errors import (
     MedgeError,
     QueueFull,
 )
+from .beginnings import Beginnings
 from .constraint import Constraint, Grammars
 from .llama import N_EXTRA_OUTPUTS, Chunk, Model, ModelConfig, Sampler
 from .loop import Loop
@@ -61,6 +62,8 @@ class EngineConfig:
         step_limit_s: how long answering slots may wait while prompts are read.
         prefix_tokens: memory for shared beginnings, beyond that of the slots, in tokens.
         n_batch: tokens in one step at most.
+        beginnings: folder for the states of shared beginnings; None keeps none on disk.
+        beginnings_bytes: what may lie there, and in the folders of other models beside it.
     """
 
     path: Path
@@ -74,6 +77,8 @@ class EngineConfig:
     step_limit_s: float = 0.1
     prefix_tokens: int = 1024
     n_batch: int = 256
+    beginnings: Path | None = None
+    beginnings_bytes: int = 0
 
     @property
     def model(self) -> ModelConfig:
@@ -101,6 +106,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     n_decoded: int = 0
     conversation: str | None = None
+    n_shared: int | None = None
     last_used: float = 0.0
     job: Job | None = None
 
@@ -195,6 +201,8 @@ class Engine(Loop):
         self._scheduler = Scheduler(config.n_batch, config.step_limit_s)
         self._slots = [Slot(i) for i in range(config.n_slots)]
         self._prefixes = PrefixStore(config.prefix_tokens)
+        folder = config.beginnings if model.can_share else None
+        self._beginnings = Beginnings(folder, config.beginnings_bytes)
         self._grammars = Grammars(model)
         self._lock = threading.Lock()  # guards the seven below
         self._waiting: deque[Job] = deque()
@@ -284,6 +292,10 @@ class Engine(Loop):
             with self._lock:
                 self._rewrites[conversation] = list(tokens)
             self._wake.set()
+
+    def keeps(self, tokens: Sequence[int]) -> bool:
+        """Whether the state of this beginning is on disk, or will not be kept there."""
+        return not self._beginnings.wants(tokens)
 
     def give_back(self) -> None:
         """Drop shared beginnings at the next step: memory that can be filled again."""
@@ -405,21 +417,28 @@ class Engine(Loop):
         slot.tokens, slot.n_decoded, slot.job = list(request.tokens), n, job
         if job.thoughts and job.thoughts.end:  # there is no room for any
             slot.tokens += job.thoughts.thinking.close
-        slot.conversation = request.conversation
+        slot.conversation, slot.n_shared = request.conversation, request.n_shared
         job.n_cached = n
 
     def _reuse(self, slot: Slot, request: Request) -> int:
         """Make `slot` hold the longest known beginning of the prompt; returns its length."""
         tokens = request.tokens
         usable = len(tokens) - 1  # the last token is decoded anew: its logits are needed
-        own = common_length(slot.resident, tokens)
+        own = _common(slot, slot.resident, request)
         kept, n_kept = self._prefixes.find(tokens)
         n_other, other = max(
-            ((common_length(s.resident, tokens), s) for s in self._slots if s is not slot),
+            ((_common(s, s.resident, request), s) for s in self._slots if s is not slot),
             key=lambda pair: pair[0],
             default=(0, slot),
         )
         n = min(max(n_kept, n_other), usable)
+        beginning = self._beginnings.find(tokens[:usable])
+        if len(beginning) > max(n, own):
+            state = self._beginnings.load(beginning)
+            if state and (n_loaded := self._load(slot, state, len(beginning))):
+                return n_loaded
+            self._beginnings.drop(beginning)
+            own = 0 if state else own  # what the slot held has made way
         if n > own and n >= MIN_SHARED:
             if kept and n_kept >= n:
                 self._prefixes.use(kept, request.conversation)
@@ -445,7 +464,7 @@ class Engine(Loop):
 
     def _empty(self, slot: Slot) -> None:
         self.model.clear(slot.sequence)
-        slot.tokens, slot.n_decoded, slot.conversation = [], 0, None
+        slot.tokens, slot.n_decoded, slot.conversation, slot.n_shared = [], 0, None, None
 
     # -- plan
 
@@ -461,12 +480,19 @@ class Engine(Loop):
                 slot.n_pending,
                 job.answering and slot.n_pending == 1,
                 job.arrival,
-                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.scores_prompt else 1 << 30,
+                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.scores_prompt else self._to_keep(slot, job),
             )
             for slot in running
             if (job := slot.job) and slot.sequence not in behind
         ]
         return self._scheduler.plan(work)
+
+    def _to_keep(self, slot: Slot, job: Job) -> int:
+        """Tokens up to where the state of this slot is a beginning to keep; very many if it will not be."""
+        n = job.request.n_shared or 0
+        if n < MIN_SHARED or n <= slot.n_decoded or not self._beginnings.wants(slot.tokens[:n]):
+            return 1 << 30
+        return n - slot.n_decoded
 
     def _follow(self, running: list[Slot]) -> set[int]:
         """Copy beginnings that another slot has read meanwhile; return who should wait for one being read.
@@ -480,9 +506,10 @@ class Engine(Loop):
         behind: set[int] = set()
         for i, slot in enumerate(readers):
             for other in running:
+                assert slot.job is not None
                 if other is slot or slot.sequence in behind:
                     continue
-                n = min(common_length(slot.tokens, other.tokens), len(slot.tokens) - 1)
+                n = min(_common(other, other.tokens, slot.job.request), len(slot.tokens) - 1)
                 if n - slot.n_decoded < MIN_SHARED:
                     continue
                 if other.n_decoded >= n:
@@ -495,7 +522,7 @@ class Engine(Loop):
         assert slot.job is not None
         request, tokens = slot.job.request, slot.tokens
         slot.job.n_cached = slot.n_decoded = self._share(other, slot, request, n)
-        slot.tokens, slot.conversation = tokens, request.conversation
+        slot.tokens, slot.conversation, slot.n_shared = tokens, request.conversation, request.n_shared
 
     # -- decode
 
@@ -546,6 +573,9 @@ class Engine(Loop):
             assert job is not None
             if job.request.scores_prompt and not job.answering:
                 self._echo(slot, job, chunk, end)
+            n_kept = job.request.n_shared or 0
+            if slot.n_decoded == n_kept >= MIN_SHARED and self._beginnings.wants(slot.resident):
+                self._beginnings.keep(slot.resident, self.model.save(slot.sequence))
             if slot.n_pending == 0:
                 try:
                     self._next_token(slot, job, end)
@@ -712,11 +742,20 @@ def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
     """A free slot that this request continues, else the one that was left alone longest."""
 
     def worth(slot: Slot) -> int:
-        n = common_length(slot.resident, request.tokens)
+        n = _common(slot, slot.resident, request)
         # Half of what it holds: else the history of a conversation would be lost for a common greeting.
         return n if n * 2 >= slot.n_decoded else 0
 
     return max(free, key=lambda s: (worth(s), s.n_decoded == 0, -s.last_used))
+
+
+def _common(slot: Slot, held: Sequence[int], request: Request) -> int:
+    """How many of a slot's tokens a request may take for its own."""
+    n = common_length(held, request.tokens)
+    if request.conversation is not None and request.conversation == slot.conversation:
+        return n
+    limits = [limit for limit in (slot.n_shared, request.n_shared) if limit is not None]
+    return min([n, *limits])
 
 
 def _chunk(slot: Slot, n: int) -> Chunk:

@@ -91,6 +91,8 @@ class Request:
         ignore_eos: go on after an end token (for benchmarks).
         deadline_s: give up this long after submission.
         conversation: requests with the same name share one history, which `Engine.forget` clears.
+        n_shared: only so many tokens at the beginning may be shared with requests of other conversations,
+            and are kept for them; None: whatever two prompts have in common.
     """
 
     id: str
@@ -107,6 +109,7 @@ class Request:
     ignore_eos: bool = False
     deadline_s: float | None = None
     conversation: str | None = None
+    n_shared: int | None = None
 
     @property
     def scores_prompt(self) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ..config import Settings
 from ..device.plan import Budget, Buffers, Plan, bound, budget, embedding_bound, exact, mib
 from ..errors import InvalidSetting, NotEnoughMemory
 from ..program import command
+from .embedded import cache_dir
 from .gguf import GGUF
 
 # Tokens that a simulation may hold: llama.cpp makes its notes of each, half a gigabyte then.
@@ -43,7 +47,19 @@ def engine_config(header: GGUF, settings: Settings) -> dict[str, Any]:
         "max_waiting": settings.queue + settings.slots,
         "step_limit_s": settings.step_limit_ms / 1000,
         "prefix_tokens": settings.prefix_tokens,
+        "beginnings": _beginnings(header, settings) if settings.prefix_disk_mb else None,
+        "beginnings_bytes": settings.prefix_disk_mb * 1_000_000,
     }
+
+
+def _beginnings(header: GGUF, settings: Settings) -> Path:
+    """A folder for states that only this file, this build and these settings can read."""
+    file = header.path.stat()
+    facts = (
+        header.path.resolve(), file.st_size, file.st_mtime_ns, version("llama_cpp_python"), settings.kv,
+        settings.flash_attention, settings.gpu_layers,
+    )  # fmt: skip
+    return cache_dir() / "beginnings" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def at_most(header: GGUF, settings: Settings) -> Plan:

@@ -124,6 +124,11 @@ def prepare(
     )
 
 
+def beginnings(templates: Mapping[str, Template], language: str) -> tuple[tuple[Message, ...], ...]:
+    """What the prompts of these templates begin with: the messages before a question."""
+    return tuple(({"role": "system", "content": t.system(language)},) for t in templates.values())
+
+
 def _apart(text: str) -> tuple[str, str] | None:
     """Material and question of a text that holds both: the question is its last paragraph, or its first."""
     paragraphs = [part for part in re.split(r"\n\s*\n", text.strip()) if part.strip()]

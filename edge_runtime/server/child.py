@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -20,8 +21,9 @@ from typing import Any, BinaryIO
 from ..engine.embedder import Embedder, EmbedderConfig
 from ..engine.engine import Engine, EngineConfig
 from ..engine.llama import Model
+from ..engine.prefix import common_length
 from ..engine.request import Delta, Done, Event, Failed, Request, Thinking
-from ..errors import InvalidModel, MedgeError
+from ..errors import Cancelled, InvalidModel, MedgeError
 from ..prompts.chat import ChatTemplate
 from ..prompts.plain import Hidden, Plain
 from ..prompts.thinking import CLOSE, CLOSING, GAP, is_open
@@ -43,6 +45,9 @@ from .line import (
 
 SNAPSHOT_PERIOD_S = 0.5
 
+# The id of the request that reads a beginning; others are longer.
+BEGINNING = "beginning"
+
 
 @dataclass
 class Turn:
@@ -62,6 +67,8 @@ class Child:
         self._refused: list[Event] = []
         self._pinged = False
         self._turns: dict[str, Turn] = {}
+        self._beginnings: list[list[int]] = []
+        self._reading: list[int] = []
         self._lock = threading.Lock()  # the reading thread and the loop share the three above
 
     def read(self, stream: BinaryIO) -> None:
@@ -84,10 +91,18 @@ class Child:
                 self._pinged = True
                 self._engine.wake()
 
+    def begin_with(self, beginnings: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Have these read while nothing else is asked, unless they have been in an earlier life."""
+        for messages in beginnings:
+            with suppress(MedgeError):  # a question in that form will say so itself
+                self._beginnings.append(self._before_question(messages))
+
     def loop(self) -> None:
         """Step for ever. An error that is none of ours ends the process, and the other end restarts it."""
         last = 0.0
         while True:
+            if self._beginnings and not self._engine.busy:
+                self._read_beginning()
             if not self._engine.wait(timeout_s=SNAPSHOT_PERIOD_S) and not self._pinged:
                 continue
             events = self._engine.step()
@@ -101,7 +116,15 @@ class Child:
                 last = now if due else last
                 send(self._out, Step(tuple(events), self._engine.snapshot() if due else None))
 
+    def _read_beginning(self) -> None:
+        assert isinstance(self._engine, Engine)
+        self._reading = tokens = self._beginnings.pop(0)
+        if not self._engine.keeps(tokens):
+            with suppress(MedgeError):  # one that is longer than a slot
+                self._engine.submit(Request(BEGINNING, tokens, max_tokens=0, n_shared=len(tokens)))
+
     def _ask(self, ask: Ask) -> None:
+        self._engine.cancel(BEGINNING)  # it is read with the question, or when there is time again
         try:
             if isinstance(self._engine, Embedder):
                 self._engine.submit(ask.request.id, self._tokens(ask))
@@ -121,8 +144,12 @@ class Child:
         return Plain(self._engine.model.special_names())
 
     def _follow(self, events: Sequence[Event]) -> None:
-        """Collect answers of conversations; at the end of one, make its slot ready for the next turn."""
+        """Collect answers of conversations, and at the end of one make its slot ready for the next turn. A
+        beginning that made way for a question comes again.
+        """
         for event in events:
+            if event.id == BEGINNING and isinstance(event, Failed) and isinstance(event.error, Cancelled):
+                self._beginnings.insert(0, self._reading)
             turn = self._turns.get(event.id) if self._turns else None
             if turn is None:
                 continue
@@ -137,19 +164,22 @@ class Child:
     def _make_ready(self, turn: Turn) -> None:
         conversation, history = turn.ask.request.conversation, turn.ask.history
         assert isinstance(self._engine, Engine) and conversation is not None and history is not None
-        # The form of the next turn, up to its question: templates write earlier answers in another way
-        # than the last one.
-        question = f"\ufdd0{secrets.token_hex(8)}"
         answer = {"role": "assistant", "content": turn.answer.rstrip("\n")}
-        try:
-            prompt, hidden = self._rendered([*history, answer, {"role": "user", "content": question}])
-            self._engine.rewrite(conversation, self._cut(prompt.partition(question)[0], hidden))
-        except MedgeError:
-            pass  # a next turn in that form will say so itself
+        with suppress(MedgeError):  # a next turn in that form will say so itself
+            self._engine.rewrite(conversation, self._before_question([*history, answer]))
 
     def _rendered(self, messages: Sequence[dict[str, Any]]) -> tuple[str, Hidden]:
         messages, hidden = self._plain.hide(messages)
         return self._template.render(messages), hidden
+
+    def _before_question(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The tokens of a prompt in which a question follows these messages, up to that question.
+
+        Templates write earlier answers in another way than the last one, so there has to be a question.
+        """
+        question = f"\ufdd0{secrets.token_hex(8)}"
+        prompt, hidden = self._rendered([*messages, {"role": "user", "content": question}])
+        return self._cut(prompt.partition(question)[0], hidden)
 
     def _cut(self, prompt: str, hidden: Hidden) -> list[int]:
         """A rendered prompt in tokens."""
@@ -188,15 +218,20 @@ class Child:
 
     def _for_chat(self, ask: Ask, messages: Sequence[dict[str, Any]]) -> Request:
         prompt, hidden = self._rendered(messages)
-        if not self._template.family.thinks or not is_open(prompt):
-            return replace(ask.request, tokens=self._cut(prompt, hidden))
-        if ask.max_thoughts == 0:
-            return replace(ask.request, tokens=self._cut(prompt.rstrip("\n") + f"\n{CLOSING}", hidden))
+        thinks = self._template.family.thinks and is_open(prompt)
+        if thinks and ask.max_thoughts == 0:
+            prompt, thinks = prompt.rstrip("\n") + f"\n{CLOSING}", False
+        request = replace(ask.request, tokens=self._cut(prompt, hidden))
+        if ask.n_own is not None:
+            own = self._before_question(messages[: ask.n_own])
+            request = replace(request, n_shared=common_length(own, request.tokens))
+        if not thinks:
+            return request
         close, gap = (
             tuple(self._engine.model.tokenize(text, special=True, add_bos=False)) for text in (CLOSING, GAP)
         )
         thinking = Thinking(CLOSE, close, gap, ask.max_thoughts, ask.answer_tokens)
-        return replace(ask.request, tokens=self._cut(prompt, hidden), thinking=thinking)
+        return replace(request, thinking=thinking)
 
 
 def send(out: BinaryIO, message: object) -> None:
@@ -248,6 +283,7 @@ def main() -> None:
         "eos_token": _text_of(model, model.eos),
     }
     child = Child(engine, ChatTemplate(start.template, special), line_out)
+    child.begin_with(start.beginnings)
     send(
         line_out,
         Ready(

@@ -28,11 +28,14 @@ class Start:
         config: keyword arguments of `EngineConfig`, or with `embeddings` of `EmbedderConfig`.
         template: the chat template of the model file.
         embeddings: the model is there for vectors, not for text.
+        beginnings: what many requests will begin with, each the messages before a question. They are read
+            while nothing else is asked.
     """
 
     config: dict[str, Any]
     template: str | None
     embeddings: bool = False
+    beginnings: tuple[tuple[dict[str, Any], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Ask:
         answer_tokens: of the room that thoughts leave the answer.
         history: what the next turn of the conversation begins with, before this answer; None if it is not
             known. The slot is made ready for it while it is idle.
+        n_own: of `messages`, how many at the beginning are the program's own text, which others may share;
+            None: whatever two prompts have in common is shared.
     """
 
     request: Request
@@ -58,6 +63,7 @@ class Ask:
     max_thoughts: int | None = None
     answer_tokens: int = 512
     history: tuple[dict[str, Any], ...] | None = None
+    n_own: int | None = None
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class ChatBody(_Common):
         messages = tuple(m.plain() for m in self.messages)
         form: dict[str, Any] = {"messages": messages, "max_thoughts": self.thoughts(family.thinks)}
         if consult is not None:
-            form["answer_tokens"] = consult.template.budget.max_answer_tokens
+            form |= {"answer_tokens": consult.template.budget.max_answer_tokens, "n_own": 1}
         if self.conversation is not None and (self.n or 1) == 1:
             form["history"] = consult.history if consult else messages
         asks = _asks(self, deadline_s, limit, n_top, False, family.sampling, **form)

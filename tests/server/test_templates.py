@@ -116,3 +116,27 @@ def test_the_official_client_can_ask_for_one(server: RunningServer) -> None:
         )  # fmt: skip
     assert (answer.choices[0].message.content or "").startswith("This may be an emergency")
     assert answer.model_extra and answer.model_extra["medge"]["template"] == "emergency"
+
+
+def test_what_templates_begin_with_is_read_once(tiny: Path, tmp_path: Path) -> None:
+    words = ("--slots", "1", "--ctx", "4096", "--prefix-tokens", "0", "--prefix-disk-mb", "64")
+    env = {"MEDGE_CACHE": str(tmp_path), "LC_ALL": "C.UTF-8"}
+
+    def first_answer(server: RunningServer) -> dict[str, Any]:
+        with server.client() as client:
+            answer = asked(client, **chat("What is gout?", template="general", language="en", max_tokens=4))
+            usage: dict[str, Any] = answer["usage"]
+            return usage
+
+    def kept() -> int:
+        return len(list(tmp_path.glob("beginnings/*/*.state")))
+
+    n_templates = sum(path.name != "shared.toml" for path in BUILT_IN.glob("*.toml"))
+    with serving(tiny, *words, env=env) as server:
+        first_answer(server)  # which makes the reading wait
+        server.wait_until("all are read", lambda: kept() == n_templates)
+    with serving(tiny, *words, env=env) as server:
+        usage = first_answer(server)
+    n_read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    assert n_read < 100 < usage["prompt_tokens"]
+    assert kept() == n_templates
