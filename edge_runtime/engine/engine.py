@@ -118,6 +118,11 @@ class Slot:
     def n_pending(self) -> int:
         return len(self.tokens) - self.n_decoded
 
+    @property
+    def is_spare(self) -> bool:
+        """Whether nobody's history is lost with what it holds: nothing, or what templates begin with."""
+        return self.job is None and self.n_decoded <= (self.n_shared or 0)
+
 
 @dataclass
 class Job:
@@ -292,6 +297,11 @@ class Engine(Loop):
             with self._lock:
                 self._rewrites[conversation] = list(tokens)
             self._wake.set()
+
+    @property
+    def has_spare_slot(self) -> bool:
+        """Whether a beginning could be read now without loss for anybody."""
+        return not self.busy and any(slot.is_spare for slot in self._slots)
 
     def keeps(self, tokens: Sequence[int]) -> bool:
         """Whether the state of this beginning is on disk, or will not be kept there."""
@@ -746,7 +756,9 @@ def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
         # Half of what it holds: else the history of a conversation would be lost for a common greeting.
         return n if n * 2 >= slot.n_decoded else 0
 
-    return max(free, key=lambda s: (worth(s), s.n_decoded == 0, -s.last_used))
+    # What is only read shall not cost anybody his history.
+    to_be_read = request.max_tokens == 0
+    return max(free, key=lambda s: (to_be_read and s.is_spare, worth(s), s.n_decoded == 0, -s.last_used))
 
 
 def _common(slot: Slot, held: Sequence[int], request: Request) -> int:

@@ -101,8 +101,8 @@ class Child:
         """Step for ever. An error that is none of ours ends the process, and the other end restarts it."""
         last = 0.0
         while True:
-            if self._beginnings and not self._engine.busy:
-                self._read_beginning()
+            if self._beginnings and isinstance(self._engine, Engine) and self._engine.has_spare_slot:
+                self._read_beginning(self._engine)
             if not self._engine.wait(timeout_s=SNAPSHOT_PERIOD_S) and not self._pinged:
                 continue
             events = self._engine.step()
@@ -116,12 +116,11 @@ class Child:
                 last = now if due else last
                 send(self._out, Step(tuple(events), self._engine.snapshot() if due else None))
 
-    def _read_beginning(self) -> None:
-        assert isinstance(self._engine, Engine)
+    def _read_beginning(self, engine: Engine) -> None:
         self._reading = tokens = self._beginnings.pop(0)
-        if not self._engine.keeps(tokens):
+        if not engine.keeps(tokens):
             with suppress(MedgeError):  # one that is longer than a slot
-                self._engine.submit(Request(BEGINNING, tokens, max_tokens=0, n_shared=len(tokens)))
+                engine.submit(Request(BEGINNING, tokens, max_tokens=0, n_shared=len(tokens)))
 
     def _ask(self, ask: Ask) -> None:
         self._engine.cancel(BEGINNING)  # it is read with the question, or when there is time again

@@ -119,7 +119,7 @@ def test_the_official_client_can_ask_for_one(server: RunningServer) -> None:
 
 
 def test_what_templates_begin_with_is_read_once(tiny: Path, tmp_path: Path) -> None:
-    words = ("--slots", "1", "--ctx", "4096", "--prefix-tokens", "0", "--prefix-disk-mb", "64")
+    words = ("--slots", "2", "--ctx", "4096", "--prefix-tokens", "0", "--prefix-disk-mb", "64")
     env = {"MEDGE_CACHE": str(tmp_path), "LC_ALL": "C.UTF-8"}
 
     def first_answer(server: RunningServer) -> dict[str, Any]:
@@ -134,7 +134,13 @@ def test_what_templates_begin_with_is_read_once(tiny: Path, tmp_path: Path) -> N
     n_templates = sum(path.name != "shared.toml" for path in BUILT_IN.glob("*.toml"))
     with serving(tiny, *words, env=env) as server:
         first_answer(server)  # which makes the reading wait
-        server.wait_until("all are read", lambda: kept() == n_templates)
+        with server.client() as client:
+            body = chat("I am Amina.", conversation="hers", max_tokens=4)
+            n_asked = asked(client, **body)["usage"]["prompt_tokens"]
+            server.wait_until("all are read", lambda: kept() == n_templates)
+            # ... in the other slot: hers is as it was.
+            cached = asked(client, **body)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached == n_asked - 1
     with serving(tiny, *words, env=env) as server:
         usage = first_answer(server)
     n_read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
