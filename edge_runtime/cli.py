@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import asking, facts, serving
+from .commands import asking, examining, facts, serving
 from .commands.options import out
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ def _root(
 
 for command in (serving.serve, asking.ask, asking.chat, facts.info, facts.plan, facts.classify, facts.stats):
     app.command()(command)
+app.command("eval")(examining.evaluate)
 app.add_typer(facts.templates, name="templates")
 
 

@@ -28,8 +28,9 @@ from edge_runtime.telemetry.records import Records
 from tests import tiny_gguf
 
 MEDGE = [sys.executable, "-m", "edge_runtime"]
+KEPT = ("MEDGE_STATE", "MEDGE_PREFIX_DISK_MB")  # see conftest
 ENVIRONMENT = {
-    **{n: v for n, v in os.environ.items() if not n.startswith("MEDGE_") or n == "MEDGE_STATE"},
+    **{n: v for n, v in os.environ.items() if not n.startswith("MEDGE_") or n in KEPT},
     "COLUMNS": "200",
     "NO_COLOR": "1",
     "PYTHONUTF8": "1",

@@ -27,24 +27,12 @@ if TYPE_CHECKING:
     from ..prompts.consult import Consult
     from ..prompts.template import Template
     from ..server.line import Ask
+    from ..server.wanted import Wanted
     from ..server.worker import Worker
 
     Asked: TypeAlias = list[dict[str, str]] | Consult
 
 T = TypeVar("T")
-
-# Without a template that says so.
-ANSWER_TOKENS, THINKING_TOKENS = 512, 1024
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the flags say of an answer; None leaves it to the template and the model's family."""
-
-    max_tokens: int | None = None
-    max_thinking_tokens: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,8 @@ def ask(
     question = as_text(question)
     if not question.strip():
         raise InvalidSetting("The question is empty; write it in quotes, or pipe it in with -.")
+    from ..server.wanted import Wanted
+
     wanted = Wanted(max_tokens, max_thinking_tokens, temperature, seed)
     asyncio.run(_ask_once(settings, find_model(settings), question, template, wanted, as_json))
 
@@ -135,6 +125,8 @@ def chat(
     temperature: Temperature = None,
 ) -> None:
     """Talk in several turns. /reset forgets the conversation, /quit ends; arrow keys bring back questions."""
+    from ..server.wanted import Wanted
+
     with suppress(ImportError):
         import readline  # noqa: F401 - input() gets its history and arrow keys from it
     model = find_model(settings)
@@ -269,40 +261,14 @@ async def _stream(worker: Worker, model: ModelFile, asked: Asked, wanted: Wanted
 
 
 def _request(model: ModelFile, asked: Asked, wanted: Wanted) -> Ask:
-    import uuid
-
-    from ..engine.request import Grammar, Request, Sampling
     from ..prompts.thinking import family
-    from ..server.line import Ask
 
     habits = family(model.header.chat_template)
     # Small models repeat themselves: a little pressure against that, as on the page.
-    sampling: dict[str, Any] = dict(habits.sampling or {"repeat_penalty": 1.1})
-    answer_tokens, thinking_tokens, grammar, n_own = ANSWER_TOKENS, THINKING_TOKENS, None, None
-    if isinstance(asked, list):
-        messages = history = tuple(asked)
-    else:
-        template, messages, history, n_own = asked.template, asked.messages, asked.history, 1
-        sampling |= template.sampling.model_dump(exclude_none=True)
-        answer_tokens = template.budget.max_answer_tokens
-        thinking_tokens = template.budget.max_thinking_tokens
-        if template.answer_schema:
-            grammar = Grammar("json_schema", json.dumps(template.answer_schema))
-    own = {"temperature": wanted.temperature, "seed": wanted.seed}
-    sampling |= {name: value for name, value in own.items() if value is not None}
-    if wanted.max_thinking_tokens is not None:
-        thinking_tokens = wanted.max_thinking_tokens
-    if habits.thinks and thinking_tokens and wanted.temperature == 0:
+    ask = wanted.ask(asked, habits, {"repeat_penalty": 1.1}, conversation="chat")
+    if habits.thinks and ask.max_thoughts and wanted.temperature == 0:
         err.print("At temperature 0 thoughts tend to go in circles.", style="dim")
-    max_tokens = wanted.max_tokens or answer_tokens + (thinking_tokens if habits.thinks else 0)
-    request = Request(
-        uuid.uuid4().hex, [], max_tokens=max_tokens, sampling=Sampling(**sampling), grammar=grammar,
-        cut_loops=True, conversation="chat",
-    )  # fmt: skip
-    return Ask(
-        request, messages=messages, history=history, max_thoughts=thinking_tokens,
-        answer_tokens=answer_tokens, n_own=n_own,
-    )  # fmt: skip
+    return ask
 
 
 class _Silent:
