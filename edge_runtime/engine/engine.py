@@ -612,6 +612,7 @@ class Engine(Loop):
             self._finish(slot, job, "length")
             return
         row = self.model.logits(end)
+        n_top = request.n_top_logprobs or 0
         if request.n_top_logprobs is not None:
             clean = row.copy()  # sampling may change the row
         constraint = None if job.thinking else job.constraint
@@ -629,6 +630,11 @@ class Engine(Loop):
                 job.thoughts.end = "end"
                 self._close_thoughts(slot, job, job.thoughts)
             else:
+                # With a prompt that is scored the end is scored too: its clients leave out the last token,
+                # and would otherwise leave out the prompt's.
+                scored = (self.model.logprob(clean, token, n_top),) if request.scores_prompt else ()
+                if scored or (request.echo and job.n_generated == 0):
+                    self._emit(job, "", scored)
                 self._finish(slot, job, "stop")
             return
         job.token_times.append(time.monotonic() - job.submitted)
@@ -639,7 +645,7 @@ class Engine(Loop):
             return
         logprobs: tuple[TokenLogprob, ...] = ()
         if request.n_top_logprobs is not None:
-            logprobs = (self.model.logprob(clean, token, request.n_top_logprobs),)
+            logprobs = (self.model.logprob(clean, token, n_top),)
         self._emit(job, self._visible(job, job.text.feed(self.model.piece(token))), logprobs)
         if job.text.stopped:
             self._finish(slot, job, "stop")

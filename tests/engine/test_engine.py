@@ -481,3 +481,16 @@ def test_a_file_that_llama_cpp_refuses(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InvalidModel, match=r"no\.gguf"):
         open_engine(path)
+
+
+def test_a_prompt_that_is_scored_is_scored_where_the_answer_ends_at_once(engine: Engine) -> None:
+    tokens = prompt(engine, "Fever?")
+    end = Sampling(temperature=0, logit_bias=((engine.model.eos, float(1000)),))
+    request = Request("e", tokens, 1, end, n_top_logprobs=1, echo=True, prompt_text="Fever?")
+    *deltas, done = engine.generate(request)
+    assert isinstance(done, Done) and done.finish_reason == "stop"
+    assert "".join(d.text for d in deltas if isinstance(d, Delta)) == "Fever?"
+    scored = [t for d in deltas if isinstance(d, Delta) for t in (*d.prompt_logprobs, *d.logprobs)]
+    assert [t.token for t in scored] == [*tokens, engine.model.eos]
+    plain = Request("p", tokens, 1, end, echo=True, prompt_text="Fever?")
+    assert text_of(list(engine.generate(plain))) == "Fever?"
