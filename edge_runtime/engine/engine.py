@@ -421,7 +421,7 @@ class Engine(Loop):
         if request.cut_loops and not request.grammar and not request.ignore_eos:
             job.repetition = Repetition()
         slot = _best_slot(free, request)
-        n = self._reuse(slot, request) if self.model.can_share and not request.scores_prompt else 0
+        n = self._reuse(slot, request) if self.model.can_share else 0
         if n == 0:
             self._empty(slot)
         slot.tokens, slot.n_decoded, slot.job = list(request.tokens), n, job
@@ -434,6 +434,8 @@ class Engine(Loop):
         """Make `slot` hold the longest known beginning of the prompt; returns its length."""
         tokens = request.tokens
         usable = len(tokens) - 1  # the last token is decoded anew: its logits are needed
+        if request.scores_prompt:
+            usable = min(usable, max(0, request.score_from - 1))
         own = _common(slot, slot.resident, request)
         kept, n_kept = self._prefixes.find(tokens)
         n_other, other = max(
@@ -490,7 +492,9 @@ class Engine(Loop):
                 slot.n_pending,
                 job.answering and slot.n_pending == 1,
                 job.arrival,
-                max(1, N_EXTRA_OUTPUTS // n_echo) if job.request.scores_prompt else self._to_keep(slot, job),
+                _to_score(slot, job.request, n_echo)
+                if job.request.scores_prompt
+                else self._to_keep(slot, job),
             )
             for slot in running
             if (job := slot.job) and slot.sequence not in behind
@@ -581,7 +585,7 @@ class Engine(Loop):
             slot.n_decoded += len(chunk.tokens)
             job = slot.job
             assert job is not None
-            if job.request.scores_prompt and not job.answering:
+            if job.request.scores_prompt and not job.answering and chunk.outputs == len(chunk.tokens):
                 self._echo(slot, job, chunk, end)
             n_kept = job.request.n_shared or 0
             if slot.n_decoded == n_kept >= MIN_SHARED and self._beginnings.wants(slot.resident):
@@ -595,7 +599,7 @@ class Engine(Loop):
     def _echo(self, slot: Slot, job: Job, chunk: Chunk, end: int) -> None:
         n_top = job.request.n_top_logprobs or 0
         prompt = job.request.tokens
-        if chunk.start == 0:
+        if chunk.start == job.request.score_from == 0:
             job.prompt_logprobs.append(
                 TokenLogprob(prompt[0], self.model.piece(prompt[0], special=True), None)
             )
@@ -779,8 +783,20 @@ def _common(slot: Slot, held: Sequence[int], request: Request) -> int:
 def _chunk(slot: Slot, n: int) -> Chunk:
     tokens = slot.tokens[slot.n_decoded : slot.n_decoded + n]
     last = slot.n_decoded + n == len(slot.tokens)
-    echo = slot.job is not None and slot.job.request.scores_prompt and not slot.job.answering
+    job = slot.job
+    echo = (
+        job is not None
+        and job.request.scores_prompt
+        and not job.answering
+        and slot.n_decoded >= job.request.score_from - 1
+    )
     return Chunk(slot.sequence, slot.n_decoded, tokens, n if echo else int(last))
+
+
+def _to_score(slot: Slot, request: Request, n_scoring: int) -> int:
+    """Prompt tokens to read at most: up to where scoring begins, then as many as there are rows for."""
+    before = request.score_from - 1 - slot.n_decoded
+    return before if before > 0 else max(1, N_EXTRA_OUTPUTS // n_scoring)
 
 
 def _late(job: Job, now: float) -> bool:

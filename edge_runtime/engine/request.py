@@ -85,6 +85,8 @@ class Request:
         echo: the first `Delta` begins with the prompt: its text, and with `n_top_logprobs` also the
             log-probability of each of its tokens.
         prompt_text: what `echo` shows.
+        score_from: the first token of the prompt whose log-probability is wanted. What is before it may have
+            been read by another request; at 0, nothing may.
         grammar: the answer is a sentence of it. It does not bind the thoughts.
         thinking: the prompt ends in thoughts that have begun; None if it does not.
         cut_loops: end an answer that goes in circles, unless a grammar binds it.
@@ -103,6 +105,7 @@ class Request:
     n_top_logprobs: int | None = None
     echo: bool = False
     prompt_text: str = ""
+    score_from: int = 0
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     cut_loops: bool = False

@@ -131,18 +131,21 @@ class Sitting:
         """The continuations of a row's prompt, all scored from the same place on."""
         prompt = likelihood.prompt(row)
         parts = [likelihood.continuation(text) for text in texts]
-        answered = await _together([self._read(prompt + part) for part in parts])
+        answered = await _together([self._read(prompt, part) for part in parts])
+        begins = [likelihood.border(a.prompt_logprobs, part) for a, part in zip(answered, parts)]
         read = [a.prompt_logprobs for a in answered]
-        begins = [likelihood.border(tokens, part) for tokens, part in zip(read, parts)]
         if None in begins:
-            alone = await self._read(prompt)
-            answered.append(alone)
+            *whole, alone = await _together([self._read("", prompt + part) for part in [*parts, ""]])
+            answered += [*whole, alone]
+            read = [a.prompt_logprobs for a in whole]
             # From one place for all: an option must not win by where its tokens happen to begin.
             begins = [min(likelihood.common(tokens, alone.prompt_logprobs) for tokens in read)] * len(read)
         return answered, [likelihood.score(tokens, begin or 0) for tokens, begin in zip(read, begins)]
 
-    async def _read(self, text: str) -> _Answered:
-        return await self._ask(Ask(Request("", [], max_tokens=0, n_top_logprobs=0, echo=True), text=text))
+    async def _read(self, context: str, text: str) -> _Answered:
+        """Log-probabilities of `text` behind `context`, and of a few tokens before it."""
+        request = Request("", [], max_tokens=0, n_top_logprobs=0, echo=True)
+        return await self._ask(Ask(request, text=context + text, n_context=len(context)))
 
     # -- the worker
 

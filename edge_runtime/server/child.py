@@ -45,6 +45,9 @@ from .line import (
 
 SNAPSHOT_PERIOD_S = 0.5
 
+# Tokens that a merge across a border of text may reach back.
+N_JOINED = 8
+
 # The id of the request that reads a beginning; others are longer.
 BEGINNING = "beginning"
 
@@ -213,6 +216,9 @@ class Child:
         if request.echo:
             pieces = b"".join(model.piece(t, special=True) for t in tokens)
             request = replace(request, prompt_text=ask.text or pieces.decode("utf-8", "replace"))
+        if ask.text is not None and ask.n_context:
+            context = self._tokens(Ask(ask.request, text=ask.text[: ask.n_context]))
+            request = replace(request, score_from=max(0, common_length(context, tokens) - N_JOINED))
         return request
 
     def _for_chat(self, ask: Ask, messages: Sequence[dict[str, Any]]) -> Request:

@@ -47,6 +47,9 @@ class Ask:
         messages: a conversation, for the model's chat template.
         text: a plain prompt.
         tokens: token ids.
+        n_context: of `text`, how many characters at the beginning need no log-probabilities; see
+            `Request.score_from`. A few tokens before their end are scored all the same: tokenizers join
+            across it.
         max_thoughts: tokens of thoughts where the model has them; None leaves them what the answer does not
             need, 0 asks for the answer alone.
         answer_tokens: of the room that thoughts leave the answer.
@@ -60,6 +63,7 @@ class Ask:
     messages: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+    n_context: int = 0
     max_thoughts: int | None = None
     answer_tokens: int = 512
     history: tuple[dict[str, Any], ...] | None = None

@@ -494,3 +494,22 @@ def test_a_prompt_that_is_scored_is_scored_where_the_answer_ends_at_once(engine:
     assert [t.token for t in scored] == [*tokens, engine.model.eos]
     plain = Request("p", tokens, 1, end, echo=True, prompt_text="Fever?")
     assert text_of(list(engine.generate(plain))) == "Fever?"
+
+
+@pytest.mark.parametrize("score_from", [0, 1, 2, 17, 40])
+def test_a_prompt_is_scored_from_where_it_is_asked_for(engine: Engine, score_from: int) -> None:
+    tokens = prompt(engine, "Fever in an infant of two months, with a stiff neck and a rash")
+
+    def scored(**fields: int) -> tuple[list[int], list[float | None], int]:
+        request = Request("s", tokens, 0, GREEDY, n_top_logprobs=0, echo=True, **fields)  # type: ignore[arg-type]
+        *deltas, done = engine.generate(request)
+        found = [t for d in deltas if isinstance(d, Delta) for t in d.prompt_logprobs]
+        assert isinstance(done, Done)
+        return [t.token for t in found], [t.logprob for t in found], done.timing.n_cached
+
+    whole = scored()
+    assert whole[0] == tokens and whole[2] == 0
+    ids, logprobs, n_cached = scored(score_from=score_from)
+    assert ids == tokens[score_from:]
+    assert logprobs == pytest.approx(whole[1][score_from:], abs=1e-4)
+    assert n_cached == max(0, score_from - 1)
