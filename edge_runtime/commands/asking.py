@@ -113,6 +113,8 @@ async def _ask_once(
         print(json.dumps({**record, "loop": done.loop, **_timing(done.timing), **facts}))
     else:
         _write("\n")
+        if not isinstance(asked, list) and not asked.after:  # JSON, which has no room for it
+            err.print(escape(asked.closing), style="dim", highlight=False)
         err.print(_cost(done), style="dim", highlight=False)
 
 

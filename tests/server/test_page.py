@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -335,6 +337,27 @@ def test_an_emergency_stands_above_the_answer_and_the_kind_can_be_chosen(watched
     expect(watched.answer.get_by_role("alert")).to_be_hidden()
     expect(watched.answer).to_contain_text("No es un diagnóstico.", timeout=60_000)
     assert watched.problems == []
+
+
+def test_an_answer_in_json_is_read_by_people(watched: Watched) -> None:
+    answer = json.dumps({"reasoning": "Scurvy is a lack of *ascorbic* acid.", "answer": "B"})
+    facts = {"template": "exam", "language": "en", "audience": "clinician", "why": [], "notice": "",
+             "closing": "Written by the program x. It is not a diagnosis."}  # fmt: skip
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "medge": facts},
+        {"choices": [{"index": 0, "delta": {"content": answer}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    watched.page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=events, content_type="text/event-stream")
+    )
+    watched.ask("Which vitamin is missing in scurvy?")
+    shown = watched.answer.locator(".answer")
+    expect(shown).to_contain_text("answer: B")
+    expect(shown).to_contain_text("not a diagnosis")
+    expect(shown).not_to_contain_text("{")
+    expect(shown.locator("em")).to_have_text("ascorbic")
 
 
 def test_thoughts_are_folded_away_and_counted(browser: Browser, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ export class Turn {
   #n_thoughts = 0; // tokens
   #ending = {};
   #notice = ""; // the emergency, which stands above the answer
+  #closing = ""; // what an answer in JSON cannot end with
   #rendering;
   #grown;
   #finish = null;
@@ -60,8 +61,10 @@ export class Turn {
 
   /** One event of `api.answer`. */
   take({ facts, thoughts, text, finish, ending, usage, timings }) {
-    if (facts) this.#tell({ notice: facts.notice, words: described(facts) });
-    else if (thoughts) {
+    if (facts) {
+      this.#closing = facts.closing;
+      this.#tell({ notice: facts.notice, words: described(facts) });
+    } else if (thoughts) {
       this.#thoughts += thoughts;
       this.#n_thoughts += 1; // a piece is a token, but for the last
       if (this.node.dataset.state === "waiting") this.#state("thinking");
@@ -83,6 +86,8 @@ export class Turn {
   async done() {
     this.#end("done");
     this.#showCost(this.#cost ? costOf(this.#cost) : [`${units.seconds(this.#elapsed)}`]);
+    const fields = fieldsOf(this.text);
+    if (fields) this.#rendering.show(`${fields}\n\n${this.#closing}`);
     await this.#settle("");
     this.#find(".cut").hidden = this.#finish !== "length";
     this.#find(".cut").textContent = this.#ending.cut
@@ -220,6 +225,21 @@ export class Turn {
     announce(word);
     setTimeout(() => (label.textContent = "Copy"), 2000);
   }
+}
+
+/** An answer in JSON as Markdown: each field with its name; null if it is text. */
+function fieldsOf(text) {
+  let value = null;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return null;
+  }
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return null;
+  const said = (field) => (typeof field === "string" ? field : JSON.stringify(field));
+  return Object.entries(value)
+    .map(([name, field]) => `**${name}:** ${said(field)}`)
+    .join("\n\n");
 }
 
 /** What an answer took, in a few short phrases; what was not measured is left out. */
