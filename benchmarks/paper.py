@@ -60,6 +60,10 @@ class Case:
     def n_ctx(self) -> int:
         return self.n_prompt + self.n_answer
 
+    @property
+    def name(self) -> str:
+        return f"{self.n_prompt}+{self.n_answer}"
+
     @classmethod
     def of(cls, text: str) -> Case:
         try:
@@ -224,30 +228,33 @@ def run(
         for r in before
         if r["session"] == about["session"] and "left_out" not in r
     }
-    planned = list(turns(sides, cases, n_rounds))
+    todo = [
+        (case, round_, side)
+        for case, round_, side in turns(sides, cases, n_rounds)
+        if (case.name, round_, side.name) not in done
+    ]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, refresh_per_second=1) as progress:
-        bar = progress.add_task("", total=len(planned))
-        for case, round_, side in planned:
-            name = f"{case.n_prompt}+{case.n_answer}"
-            progress.update(bar, description=f"{name} {round_ + 1}/{n_rounds} {side.name}")
-            record = dict(about) | {"case": name, "round": round_, "side": side.name, "n_threads": n_threads}
-            if (name, round_, side.name) not in done:
-                free, needed = available_bytes(), least_bytes(side)
-                if needed > free:
-                    left_out = f"its weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-                    progress.console.print(f"{name} {side.name}: left out, {left_out}.")
-                    record |= {"left_out": left_out}
-                else:
-                    record |= measure(side, case, n_vocab, n_threads, seed=round_)
-                    peak = record["peak_pss_bytes"]
-                    progress.console.print(
-                        f"{name} {side.name}: {f'{peak / 2**20:,.0f} MiB, ' if peak else ''}"
-                        f"prompt {record['prompt_s']:.1f} s, {record['token_s'] * 1e3:.0f} ms a token"
-                        + ("" if record["quiet"] else " (noisy machine)")
-                    )
-                facts.append(out, [record])
+        bar = progress.add_task("", total=len(todo))
+        for case, round_, side in todo:
+            progress.update(bar, description=f"{case.name} {round_ + 1}/{n_rounds} {side.name}")
+            found, said = _turn(side, case, n_vocab, n_threads, round_)
+            progress.console.print(f"{case.name} {side.name}: {said}")
+            turn = {"case": case.name, "round": round_, "side": side.name, "n_threads": n_threads}
+            facts.append(out, [dict(about) | turn | found])
             progress.advance(bar)
+
+
+def _turn(side: Side, case: Case, n_vocab: int, n_threads: int, round_: int) -> tuple[Record, str]:
+    """What a turn found, or why there was none, and that in words."""
+    free, needed = available_bytes(), least_bytes(side)
+    if needed > free:
+        why = f"its weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        return {"left_out": why}, f"left out, {why}."
+    found = measure(side, case, n_vocab, n_threads, seed=round_)
+    peak = f"{found['peak_pss_bytes'] / 2**20:,.0f} MiB, " if found["peak_pss_bytes"] else ""
+    noise = "" if found["quiet"] else " (noisy machine)"
+    return found, f"{peak}prompt {found['prompt_s']:.1f} s, {found['token_s'] * 1e3:.0f} ms a token{noise}"
 
 
 def main(
@@ -294,7 +301,7 @@ def main(
         console.print(
             "The weights are synthetic: memory and speed are those of the real model, its text is noise."
         )
-    memory, latency = (1 - saved for saved in PAPER.values())
+    memory, latency = PAPER.values()
     console.print(f"The paper: memory {memory:.3f} and latency {latency:.3f} of the model before.")
 
 

@@ -25,6 +25,7 @@ from types import TracebackType
 
 import psutil
 
+from edge_runtime.device.memory import pss_bytes
 from edge_runtime.errors import InvalidSetting, Unavailable
 
 HOST = "127.0.0.1"
@@ -294,18 +295,6 @@ class MemorySampler:
                 children = self._root.children(recursive=True)
                 self._pids = [self._root.pid, *(child.pid for child in children)]
         return sum(pss_bytes(pid) or 0 for pid in self._pids)
-
-
-def pss_bytes(pid: int) -> int | None:
-    """Proportional set size of one process; None if it has gone or the system does not tell."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
-    except OSError:
-        return None
-    for line in rollup.splitlines():
-        if line.startswith(b"Pss:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 @contextlib.contextmanager

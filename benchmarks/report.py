@@ -119,7 +119,7 @@ def paper_sections(records: Sequence[Record]) -> Iterator[Section]:
         synthetic = (
             " Weights are random: memory and speed do not depend on them." if own[0]["synthetic"] else ""
         )
-        memory, latency = (1 - saved for saved in savings.PAPER.values())
+        memory, latency = savings.PAPER.values()
         for case in dict.fromkeys(r["case"] for r in own):
             of_case = [r for r in own if r["case"] == case and "left_out" not in r]
             if not of_case:

@@ -18,6 +18,7 @@ import pytest
 import typer
 
 from benchmarks import client, processes, serving, tables, workloads
+from edge_runtime.device.memory import pss_bytes
 from edge_runtime.errors import InvalidSetting, Unavailable
 
 # Speaks as much of the API as the benchmark uses. A prompt is 10 + 1.5 * words tokens long. Each
@@ -260,8 +261,8 @@ def test_memory_is_that_of_the_whole_family_and_all_of_it_ends(
     with start(f"{stub} --pids {pids}") as server:
         server_pid, child_pid = map(int, wait_for(pids).split())
         time.sleep(0.8)
-        alone = processes.pss_bytes(server_pid)
-        child = processes.pss_bytes(child_pid)
+        alone = pss_bytes(server_pid)
+        child = pss_bytes(child_pid)
         assert alone and child and is_running(child_pid)
     assert server.memory.peak_bytes == pytest.approx(alone + child, rel=0.2)
     assert server.memory.samples[-1][1] > alone + 0.5 * child
