@@ -15,7 +15,7 @@ from rich.table import Table
 from edge_runtime.errors import InvalidSetting
 
 RESULTS = Path(__file__).parent / "results" / "paper.jsonl"
-# arXiv 2505.00025: shares of the model that its own replaces, 64.7 % and 12.4 % less. Of what, it does not say.
+# arXiv 2505.00025: 64.7 % and 12.4 % less than the model that its own replaces. Which, it does not say.
 PAPER = {"memory": 0.353, "latency": 0.876}
 
 Record = dict[str, Any]  # one line of the results file
