@@ -139,6 +139,7 @@ class Job:
     text: TextStream = field(default_factory=TextStream)
     repetition: Repetition | None = None
     answered: bool = False
+    echoed: bool = False
     loop: bool = False
     token_times: list[float] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -637,7 +638,7 @@ class Engine(Loop):
                 # With a prompt that is scored the end is scored too: its clients leave out the last token,
                 # and would otherwise leave out the prompt's.
                 scored = (self.model.logprob(clean, token, n_top),) if request.scores_prompt else ()
-                if scored or (request.echo and job.n_generated == 0):
+                if scored or (request.echo and not job.echoed):
                     self._emit(job, "", scored)
                 self._finish(slot, job, "stop")
             return
@@ -688,8 +689,8 @@ class Engine(Loop):
 
     def _emit(self, job: Job, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         prompt_logprobs, job.prompt_logprobs = tuple(job.prompt_logprobs), []
-        if job.request.echo and job.n_generated <= 1:
-            text = job.request.prompt_text + text
+        if job.request.echo and not job.echoed:
+            text, job.echoed = job.request.prompt_text + text, True
         if text or logprobs or prompt_logprobs:
             self._events.append(Delta(job.request.id, text, 1, logprobs, prompt_logprobs))
 
@@ -766,9 +767,9 @@ def _best_slot(free: Sequence[Slot], request: Request) -> Slot:
         # Half of what it holds: else the history of a conversation would be lost for a common greeting.
         return n if n * 2 >= slot.n_decoded else 0
 
-    # What is only read shall not cost anybody his history.
-    to_be_read = request.max_tokens == 0
-    return max(free, key=lambda s: (to_be_read and s.is_spare, worth(s), s.n_decoded == 0, -s.last_used))
+    # A beginning that nobody has asked with shall not cost anybody his history.
+    unasked = request.n_shared == len(request.tokens)
+    return max(free, key=lambda s: (unasked and s.is_spare, worth(s), s.n_decoded == 0, -s.last_used))
 
 
 def _common(slot: Slot, held: Sequence[int], request: Request) -> int:

@@ -89,7 +89,7 @@ class Request:
             been read by another request; at 0, nothing may.
         grammar: the answer is a sentence of it. It does not bind the thoughts.
         thinking: the prompt ends in thoughts that have begun; None if it does not.
-        cut_loops: end an answer that goes in circles, unless a grammar binds it.
+        cut_loops: end thoughts that go in circles, and an answer that does unless a grammar binds it.
         ignore_eos: go on after an end token (for benchmarks).
         deadline_s: give up this long after submission.
         conversation: requests with the same name share one history, which `Engine.forget` clears.

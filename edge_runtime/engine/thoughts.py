@@ -27,7 +27,7 @@ class Thoughts:
         if self._limit == 0:
             self.end = "budget"
         self._text = TextStream((self.thinking.mark,))
-        self._repetition = Repetition()
+        self._repetition = Repetition() if request.cut_loops else None
 
     def feed(self, token: int, piece: bytes) -> str:
         """Take a token, and return the text of thoughts that is now certain. It may set `end`."""
@@ -35,7 +35,7 @@ class Thoughts:
         text = self._text.feed(piece)
         if self._text.stopped:
             self.end = "closed"
-        elif self._repetition.feed(token):
+        elif self._repetition and self._repetition.feed(token):
             self.end = "loop"
         elif self.n_tokens >= self._limit:
             self.end = "budget"

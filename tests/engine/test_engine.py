@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -494,6 +495,17 @@ def test_a_prompt_that_is_scored_is_scored_where_the_answer_ends_at_once(engine:
     assert [t.token for t in scored] == [*tokens, engine.model.eos]
     plain = Request("p", tokens, 1, end, echo=True, prompt_text="Fever?")
     assert text_of(list(engine.generate(plain))) == "Fever?"
+
+
+def test_the_prompt_is_shown_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = prompt(engine, "Fever?")
+    for first in ("A", "AB", ""):
+        answer = iter([*engine.model.tokenize(first, special=False, add_bos=False), engine.model.eos])
+        take = answer.__next__
+        sampler = SimpleNamespace(sample=lambda row, take=take: take(), close=lambda: None)
+        monkeypatch.setattr(engine.model, "sampler", lambda *_, sampler=sampler: sampler)
+        request = Request("o", tokens, 5, n_top_logprobs=0, echo=True, prompt_text="Fever?")
+        assert text_of(list(engine.generate(request))) == f"Fever?{first}"
 
 
 @pytest.mark.parametrize("score_from", [0, 1, 2, 17, 40])

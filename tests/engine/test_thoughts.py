@@ -134,7 +134,8 @@ def test_thoughts_in_a_circle_are_cut_and_answered(engine: Engine) -> None:
     before, circle = cut(engine, "Well: "), cut(engine, "wait, no; ")
     n = len(before) + max(MIN_TOKENS, 4 * len(circle)) - 1  # the space before the circle is part of it
     tokens = [*(before + circle * 20)[:n], *cut(engine, "Drink."), engine.model.eos]
-    thoughts, answer, done = scripted(engine, tokens, thinking=thinking(engine, 400), max_tokens=480)
+    many = {"thinking": thinking(engine, 400), "max_tokens": 480}
+    thoughts, answer, done = scripted(engine, tokens, cut_loops=True, **many)
     assert (answer, done.thoughts_end, done.n_thoughts) == ("Drink.", "loop", n)
     assert thoughts.startswith("Well: wait, no; wait, no; ")
 
