@@ -277,6 +277,32 @@ def training_section(records: Sequence[Record]) -> Section:
     )
 
 
+def turns_section(records: Sequence[Record]) -> Section:
+    own = newest(records)
+    waits = {side: [[t["ttft_s"] for t in r["turns"]] for r in own if r["side"] == side] for side in "ab"}
+    rows = []
+    for number, (a, b) in enumerate(zip(zip(*waits["a"]), zip(*waits["b"])), 1):
+        rows.append([str(number), f"{median(a):.2f}", f"{median(b):.2f}", f"{median(a) / median(b):.2f}"])
+    about = f"A model that thinks; {own[0]['thoughts']} of {own[0]['max_tokens']} tokens are thoughts."
+    columns = ("turn", "medge, s to the first token", "llama-server", "ratio")
+    return Section("", "Turns of a conversation", about, Rows(columns, rows), source(own))
+
+
+def quality_section(records: Sequence[Record]) -> Section:
+    last = {(r["model"]["name"], r["way"], r["file"]): r for r in records}
+    rows = []
+    for (model, way, file), record in last.items():
+        found = record["figures"]
+        if found.get("accuracy") is None:
+            continue
+        shares = [found["accuracy"], *found["accuracy_interval"], found["majority"], found["chance"]]
+        right, low, high, majority, chance = (f"{share:.1%}" for share in shares)
+        name = f"{model}, {file.removesuffix('_dev.jsonl')}"
+        rows.append([name, way, f"{found['n']:,}", right, f"{low} to {high}", majority, chance])
+    columns = ("questions", "by", "n", "right", "95 %", "majority", "chance")
+    return Section("", "The exam", "Development rows.", Rows(columns, rows), source(records))
+
+
 def sections(folder: Path) -> tuple[list[Section], dict[str, int]]:
     """All that can be shown, and how many lines of which file cannot."""
     known: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -285,6 +311,8 @@ def sections(folder: Path) -> tuple[list[Section], dict[str, int]]:
         "ceiling": (("model", "of_bandwidth", "of_arithmetic", "prompt_tokens_per_s"), ceiling_section),
         "tune": (("session", "setting", "value", "total_s", "case"), tune_section),
         "frontier": (("time", "base", *(f.name for f in fields(frontier.Point))), frontier_section),
+        "turns": (("session", "side", "turns", "thoughts", "max_tokens"), turns_section),
+        "quality": (("session", "model", "way", "file", "figures"), quality_section),
         "training": (("model", "batch", "tokens_per_s", "ratio"), training_section),
     }
     found: list[Section] = []

@@ -134,7 +134,13 @@ def main(
     """Time to the first token of each turn, of a model that thinks: medge (A) against llama-server (B)."""
     sides = [Side("a", a), Side("b", against + " --reasoning-format none")]
     waits: dict[str, list[list[float]]] = {side.name: [] for side in sides}
-    common = {"threads": threads, "pause_s": pause, "max_tokens": MAX_TOKENS, "thoughts": THOUGHTS}
+    common = {
+        "session": facts.now(),
+        "threads": threads,
+        "pause_s": pause,
+        "max_tokens": MAX_TOKENS,
+        "thoughts": THOUGHTS,
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "thinker.gguf"
