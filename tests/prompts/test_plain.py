@@ -47,7 +47,7 @@ def child(embedded: Path) -> Child:
 
 
 def tokens(child: Child, text: str) -> list[int]:
-    return child._tokens(Ask(Request("a", []), messages=({"role": "user", "content": text},)))
+    return child._prepared(Ask(Request("a", []), messages=({"role": "user", "content": text},))).tokens
 
 
 @pytest.mark.slow
