@@ -7,7 +7,6 @@ form of DeepSeek-R1: what it thinks is worth nothing, what its turns cost is wha
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -20,13 +19,14 @@ import httpx
 import typer
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 from rich.console import Console
-from rich.table import Table
 
 from edge_runtime.errors import MedgeError, Unavailable
 from edge_runtime.models.embedded import prepare
 
 from . import facts
 from .quiet import Watched
+from .report import turns_section
+from .savings import table
 from .serving import LLAMA_SERVER, Plan, Side
 
 RESULTS = Path(__file__).parent / "results" / "turns.jsonl"
@@ -133,7 +133,7 @@ def main(
 ) -> None:
     """Time to the first token of each turn, of a model that thinks: medge (A) against llama-server (B)."""
     sides = [Side("a", a), Side("b", against + " --reasoning-format none")]
-    waits: dict[str, list[list[float]]] = {side.name: [] for side in sides}
+    records = []
     common = {
         "session": facts.now(),
         "threads": threads,
@@ -153,22 +153,13 @@ def main(
                         ours = side.name == "a"
                         converse(server.base_url, ours, 1000 + round_, pause, WARM_UP)
                         turns = converse(server.base_url, ours, round_, pause)
-                    waits[side.name].append([turn["ttft_s"] for turn in turns])
-                    record = {"side": side.name, "round": round_, "command": side.command, "turns": turns}
-                    facts.append(out, [facts.about() | common | record | {"quiet": watched.facts}])
+                    turn = {"side": side.name, "round": round_, "command": side.command, "turns": turns}
+                    records.append(facts.about() | common | turn | {"quiet": watched.facts})
+                    facts.append(out, records[-1:])
     except (MedgeError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    Console().print(table(waits["a"], waits["b"]))
-
-
-def table(ours: list[list[float]], theirs: list[list[float]]) -> Table:
-    """Medians over the rounds, a row a turn."""
-    made = Table("turn", "medge", "llama-server", "ratio", title="Seconds to the first token")
-    for number, (a, b) in enumerate(zip(zip(*ours), zip(*theirs)), 1):
-        of, to = statistics.median(a), statistics.median(b)
-        made.add_row(str(number), f"{of:.2f}", f"{to:.2f}", f"{of / to:.2f}")
-    return made
+    Console().print(table(turns_section(records).made))
 
 
 if __name__ == "__main__":

@@ -33,11 +33,14 @@ ROWS = [
     ("Which disease is a lack of thyroid hormone?", ("hypothyroidism", "asthma", "gout"), "A"),
 ]
 
-TASK = """
-task: ours
+ROWS_OF_A_TASK = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: ROWS}}
 test_split: test
+"""
+
+TASK = """
+task: ours
 output_type: multiple_choice
 doc_to_text: "Question: {{question}}\\nAnswer:"
 doc_to_choice: "{{choices}}"
@@ -48,9 +51,6 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 CHAT_TASK = """
 task: ours_chat
-dataset_path: json
-dataset_kwargs: {data_files: {test: ROWS}}
-test_split: test
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
@@ -70,7 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ours.write(json.dumps(row | {"options": options}) + "\n")
             theirs.write(json.dumps(row | {"choices": choices, "place": "ABCD".index(answer)}) + "\n")
     for name, task in (("ours", TASK), ("ours_chat", CHAT_TASK)):
-        (folder / f"{name}.yaml").write_text(task.replace("ROWS", json.dumps(str(folder / "theirs.jsonl"))))
+        rows = ROWS_OF_A_TASK.replace("ROWS", json.dumps(str(folder / "theirs.jsonl")))
+        (folder / f"{name}.yaml").write_text(rows + task)
     unpack(embedded.shipped(), folder / "tokenizer")
     return folder
 
