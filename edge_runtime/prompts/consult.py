@@ -110,7 +110,7 @@ def prepare(
         elif name == AUTO:
             template = find(templates, "general")
     system, asked = template.render(question, language, context=context, options=options)
-    flags = red_flags.find(messages[-1]["content"])
+    flags = _flags(messages[-1]["content"])
     for_patients = "patient" in (template.audience, classified.audience)
     before = (system, *_bare(messages[:-1], templates, model))
     return Consult(
@@ -127,6 +127,11 @@ def prepare(
 def beginnings(templates: Mapping[str, Template], language: str) -> tuple[tuple[Message, ...], ...]:
     """What the prompts of these templates begin with: the messages before a question."""
     return tuple(({"role": "system", "content": t.system(language)},) for t in templates.values())
+
+
+def _flags(text: str) -> tuple[red_flags.RedFlag, ...]:
+    """Emergencies in all of a text: the network reads the ends of a long one, the rules read it whole."""
+    return red_flags.find(text) or classify(text).flags
 
 
 def _apart(text: str) -> tuple[str, str] | None:
@@ -155,7 +160,7 @@ def _bare(turns: Sequence[Message], templates: Mapping[str, Template], model: st
     for turn in turns:
         text = turn["content"]
         if turn["role"] == "assistant":
-            flags = red_flags.find(bare[-1]["content"]) if bare else ()
+            flags = _flags(bare[-1]["content"]) if bare else ()
             for said in (red_flags.notice(flags, code) for code in LANGUAGES if flags):
                 text = text.removeprefix(said).lstrip("\n") if text.startswith(said) else text
             for said in closings:

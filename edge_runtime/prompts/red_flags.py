@@ -34,8 +34,12 @@ _CLAUSE_ENDS = frozenset(",:()—\n")
 _ENDS = _SENTENCE_ENDS | _CLAUSE_ENDS
 _GAP = 5  # words that "_" may stand for
 _REACH = 40  # words that "denies" and its like rule at most; this keeps the time linear
+_POSSIBLE = "possible"  # the notice where no rule is certain
 _NEAR = 10  # words between a finding and what excuses it
 _MISSPELT = 6  # shorter words have too many neighbours
+
+
+UNCLEAR = "unclear"  # an emergency, and no telling which
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class RedFlag:
     """An emergency that the text speaks of.
 
     Args:
-        id: the rule's name in `red_flags.toml`, such as `chest_pain`.
+        id: the rule's name in `red_flags.toml`, such as `chest_pain`; or `UNCLEAR`.
         words: the parts of the text that decided, as they were written, in their order.
+        certain: whether a rule found it; otherwise it is what the text may speak of.
     """
 
     id: str
     words: tuple[str, ...]
+    certain: bool = True
 
 
 def _group(names: object) -> object:
@@ -138,6 +144,7 @@ class RulesFile(Data):
             _defined(rule.unless, self.terms, "terms", "rule", i, "unless")
             _defined(rule.despite, contexts, "context", "rule", i, "despite")
             _defined([rule.notice], self.notice, "notice", "rule", i, "notice")
+        _defined([_POSSIBLE], self.notice, "notice", "notice")
         return self
 
 
@@ -272,6 +279,11 @@ class Rules:
         spelled = [self._fold_text(word) for word in says.spelled]
         self._spelled = {variant: word for word in spelled for variant in (word, *_shorter(word))}
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the flags, in the order of the rules."""
+        return tuple(rule.id for rule in self._rules)
+
     def find(self, text: str) -> tuple[RedFlag, ...]:
         folded = text.translate(self._fold)
         tokens = _TOKEN.findall(folded)
@@ -304,15 +316,19 @@ class Rules:
                 f"There are no emergency notices in {language!r}; take one of {', '.join(LANGUAGES)}.",
                 "language",
             )
-        ids = {flag.id for flag in flags}
+        kinds = {flag.id: self._kind(flag) for flag in flags}
         parts = []
         for kind, texts in self._notices.items():
-            names = [getattr(r.name, language) for r in self._rules if r.id in ids and r.notice == kind]
-            if names:
-                parts.append(
-                    getattr(texts, language).format(names=("、" if language == "zh" else ", ").join(names))
-                )
+            if kind in kinds.values():
+                names = [getattr(rule.name, language) for rule in self._rules if kinds.get(rule.id) == kind]
+                joined = ("、" if language == "zh" else ", ").join(names)
+                parts.append(getattr(texts, language).format(names=joined))
         return "\n\n".join(parts)
+
+    def _kind(self, flag: RedFlag) -> str:
+        """Which notice it demands. Thoughts of suicide get the same, certain or not."""
+        kind = next((rule.notice for rule in self._rules if rule.id == flag.id), _POSSIBLE)
+        return kind if flag.certain or kind == "crisis" else _POSSIBLE
 
     def _fold_text(self, text: str) -> str:
         return text.translate(self._fold)

@@ -1,7 +1,7 @@
-"""Which template, language and audience a typed question asks for, found by weighted words.
+"""Which template, language and audience a typed question asks for, and which emergencies it speaks of.
 
-Owns how words become a choice. Which words, and what they weigh, is data, in `router.toml`. Must not know a
-model, or what a template says.
+Owns how weighted words and the learned network become a choice. Which words, and what they weigh, is data, in
+`router.toml`; what the network learned is in `learned.npz`. Must not know a model, or what a template says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 from . import red_flags
 from .datafile import LANGUAGES as LANGUAGES
+from .learned import fold, network, tokens
+from .red_flags import RedFlag
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +29,7 @@ else:
     import tomli as tomllib
 
 FILE = Path(__file__).with_suffix(".toml")
-# Those whose text is material, and those that a patient or relative does not get.
+# Those whose text is material, and those for clinicians alone.
 _MATERIAL = ("exam", "evidence", "summary")
 _CLINICAL = ("differential", "treatment", "medication", "laboratory", "prevention")
 TEMPLATES = (*_CLINICAL, *_MATERIAL, "emergency", "patient", "general")
@@ -44,6 +46,13 @@ _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
     "all": re.compile(r"[^\W\d_]"),
 }
+# Which templates a clinician, and which a patient or relative, does not get.
+_NOT_FOR = (("patient",), _CLINICAL)
+
+# What the network calls the rest of what it knows.
+FLAG, ANY_FLAG, LAY = "flag:", "any flag", "lay"
+_STEPS = (1, 3, 6, 10, 15, 22)  # sums of weights that are hints of their own
+
 # Signs before an option: what each counts as, and one alternative for each kind.
 _NUMBER = {sign: i for signs in ("abcdefgh", "123456789", "①②③④⑤⑥⑦⑧⑨") for i, sign in enumerate(signs)}
 _OPTION = re.compile(
@@ -62,7 +71,7 @@ class Classified:
         audience: who reads the answer.
         confidence: that the template is right, 0 to 1.
         why: the text's own words that decided for the template.
-        red_flags: ids of the emergencies that the text speaks of.
+        flags: the emergencies that the text speaks of, or may speak of.
     """
 
     template: str
@@ -70,21 +79,33 @@ class Classified:
     audience: Literal["clinician", "patient"]
     confidence: float
     why: tuple[str, ...]
-    red_flags: tuple[str, ...]
+    flags: tuple[RedFlag, ...]
+
+    @property
+    def red_flags(self) -> tuple[str, ...]:
+        """Their ids."""
+        return tuple(flag.id for flag in self.flags)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name, of the emergencies their ids."""
+        fields = asdict(self)
+        del fields["flags"]
+        return fields | {"red_flags": self.red_flags}
 
 
 def classify(text: str) -> Classified:
     """Template, language and audience for what somebody typed, whatever that is.
 
-    Red flags make it an emergency, unless the text is plainly an exam question, an abstract or a note of
-    clinicians. Otherwise a patient or relative gets the template `patient`, and what too few words decide is
-    `general`. Of a text over 8,000 characters the first and the last 4,000 are read, for red flags too.
+    A red flag that a rule found makes it an emergency, unless the text is an exam question, an abstract or a
+    note of clinicians. What nothing decides is `general`. Of a text over 8,000 characters the first and the
+    last 4,000 are read, for red flags too.
     """
     return _router().classify(text)
+
+
+def seen(text: str) -> tuple[list[str], list[str]]:
+    """What the network is given of a text to learn from: its words, and the hints."""
+    return _router().seen(text)
 
 
 @lru_cache(maxsize=1)
@@ -147,7 +168,7 @@ class _Terms:
     def find(self, words: Sequence[re.Match[str]]) -> Iterator[_Hit]:
         """The terms in the text, each once, by group: from left to right the longest, without overlap."""
         # For this text only: words of patients are not kept.
-        seen = {word: self._symbols(_fold(word)) for word in {match[0] for match in words}}
+        seen = {word: self._symbols(fold(word)) for word in {match[0] for match in words}}
         symbols = [seen[match[0]] for match in words]
         for root in self._roots:
             found: set[int] = set()
@@ -204,54 +225,46 @@ class _Router:
             text = f"{text[:_SIDE]}\n{text[-_SIDE:]}"
         text = unicodedata.normalize("NFC", text)  # forms are written with whole letters
         flags = red_flags.find(text)
-        hits = [
-            *self._terms.find(list(_WORD.finditer(text.translate(self._simple)))),
-            *self._formal(text),
-            *self._options(text),
-        ]
-        scores, lay = self._scores(hits)
+        hits = self._hits(text)
+        sums = _sums(hits)
+        reading = network().read(text.translate(self._simple), _hints(sums, flags))
+        lay = reading.known and reading.scores[LAY] > 0
+        scores = {name: reading.scores[name] for name in TEMPLATES if name not in _NOT_FOR[lay]}
         template = max(scores, key=lambda name: scores[name])
-        if flags:
-            scores["emergency"] += self._table["flags"]
-            material = max(_MATERIAL, key=lambda name: scores[name])
-            plain = scores[material] >= self._table["plain"] and not lay
-            template = material if plain else "emergency"
-        elif self._share(template, scores) < self._table["least"]:
-            template = "general"
+        confidence = 1 / sum(exp(score - scores[template]) for score in scores.values())
+        if not reading.known or confidence < self._table["least"]:
+            template, confidence = "general", min(confidence, 1 / len(TEMPLATES))
+        pleads = sums["patient"] - sums["clinician"] >= self._table["lay"]
+        if not flags and reading.known and reading.scores[ANY_FLAG] >= 0:
+            odds = {label: x for label, x in reading.scores.items() if label.startswith(FLAG)}
+            likely = max(odds, key=lambda label: odds[label])
+            id = likely.removeprefix(FLAG) if odds[likely] > self._table["named"] else red_flags.UNCLEAR
+            flags = (RedFlag(id, reading.words(ANY_FLAG), certain=False),)
+        elif flags and (lay or pleads or template not in _MATERIAL):
+            template = "emergency"
         if flags and template == "emergency":
             why = [word for flag in flags for word in flag.words]
         else:
             decided = [hit for hit in hits if any(vote.name == template for vote in hit.votes)]
             why = [text[hit.start : hit.end] for hit in sorted(decided, key=attrgetter("start"))]
+            why = why or list(reading.words(template))
         return Classified(
             template,
             self._language(text, hits),
             "patient" if lay and template not in _MATERIAL else "clinician",
-            round(self._share(template, scores), 3),
+            round(confidence, 3),
             tuple(dict.fromkeys(why)),
-            tuple(flag.id for flag in flags),
+            flags,
         )
 
-    def _scores(self, hits: Iterable[_Hit]) -> tuple[dict[str, float], bool]:
-        """What speaks for each template, and whether a patient or relative asks."""
-        scores = dict.fromkeys((*TEMPLATES, "clinician", ""), 0.0)
-        scores["general"] = self._table["start"]
-        for hit in hits:
-            for name, weight in {vote.name: vote.weight for vote in hit.votes}.items():
-                scores[name] += weight
-        del scores[""]
-        scores["patient"] -= scores.pop("clinician")
-        lay = scores["patient"] >= self._table["lay"]
-        if lay:
-            scores["patient"] += sum(scores[name] for name in _CLINICAL)
-        scores.update(dict.fromkeys(_CLINICAL if lay else ("patient",), 0.0))
-        return scores, lay
+    def seen(self, text: str) -> tuple[list[str], list[str]]:
+        text = unicodedata.normalize("NFC", text)
+        hints = _hints(_sums(self._hits(text)), red_flags.find(text))
+        return tokens(text.translate(self._simple)), hints
 
-    def _share(self, template: str, scores: Mapping[str, float]) -> float:
-        """Confidence in a template: its part in a softmax of the scores."""
-        sharpness = self._table["sharpness"]
-        leads = (sharpness * (score - scores[template]) for score in scores.values())
-        return 1 / sum(exp(min(lead, 99)) for lead in leads)
+    def _hits(self, text: str) -> list[_Hit]:
+        words = list(_WORD.finditer(text.translate(self._simple)))
+        return [*self._terms.find(words), *self._formal(text), *self._options(text)]
 
     def _formal(self, text: str) -> Iterator[_Hit]:
         """The forms that the text has."""
@@ -291,6 +304,23 @@ class _Router:
         return best if best in LANGUAGES and votes[best] else None
 
 
+def _sums(hits: Iterable[_Hit]) -> Counter[str]:
+    """What terms and forms weigh for each template and voice."""
+    sums: Counter[str] = Counter()
+    for hit in hits:
+        sums.update({vote.name: vote.weight for vote in hit.votes})
+    del sums[""]
+    return sums
+
+
+def _hints(sums: Mapping[str, float], flags: Sequence[RedFlag]) -> list[str]:
+    """What terms, forms and the rules of emergencies found, in the network's names."""
+    found = [f"rule:{flag.id}" for flag in flags] + ["rule"] * bool(flags)
+    found += [f"{name}>{step}" for name, total in sums.items() for step in _STEPS if total >= step]
+    top = max(sums, key=lambda name: sums[name], default="")
+    return found + [f"top:{top}"] * bool(top and sums[top] > 0)
+
+
 def _listed(lists: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]) -> Iterator[tuple[str, _Vote]]:
     """Each term of the lists by name, language and weight, with what it says."""
     for name, languages in lists.items():
@@ -302,18 +332,10 @@ def _listed(lists: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]) -> I
 
 def _keys(term: str) -> list[str]:
     """The words of a term, folded, with the stars of the first and the last."""
-    keys = [_fold(word[0]) for word in _WORD.finditer(term)]
+    keys = [fold(word[0]) for word in _WORD.finditer(term)]
     keys[0] = "*" * term.startswith("*") + keys[0]
     keys[-1] += "*" * term.endswith("*")
     return keys
-
-
-def _fold(word: str) -> str:
-    """Without case, marks, ligatures and full width."""
-    if word.isascii():
-        return word.lower()
-    decomposed = unicodedata.normalize("NFKD", word.casefold().replace("œ", "oe"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def _shorter(word: str) -> list[str]:
