@@ -238,6 +238,22 @@ class Run:
             raise DistillError(f"The teacher {taught.teacher} is not trained yet; run train for it first.")
         return models.load_trained(folder, given, torch.float32).to(models.device())
 
+    def cached(self, name: str) -> Cache:
+        """What the teacher of a model said of its training examples.
+
+        Raises:
+            DistillError: it has no teacher whose logits are kept, or that was not asked yet.
+        """
+        given = self._model(name)
+        taught = given.distillation
+        if not taught or taught.live:
+            raise DistillError(f"{name} learns without kept logits (distillation.teacher, live = false).")
+        examples, _ = self.examples(given)
+        found = self._cache(given, taught)
+        if not found.has(examples):
+            raise DistillError(f"{found.folder} lacks logits; run the stage logits first.")
+        return found
+
     def _cache(self, given: Model, taught: Distillation) -> Cache:
         whole = json.dumps([taught.teacher, taught.top_k, taught.temperature, self._teacher_key(taught)])
         folder = self.config.out / "logits" / hashlib.sha256(whole.encode()).hexdigest()[:12]
