@@ -26,6 +26,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from edge_runtime.prompts import learned, router
 from edge_runtime.prompts.red_flags import rules
 
+from .scoring import macro_f1
+
 TEXTS = Path(__file__).parent
 KEPT_APART = ("unseen", "measured")  # splits that only measure
 
@@ -242,16 +244,9 @@ def tell(scores: Tensor, texts: Sequence[Text], limit: float) -> None:
     err.print(
         f"emergencies found {np.mean(found):.3f} of {len(found)}, near misses flagged {np.mean(alarms):.3f} "
         f"of {len(alarms)}, other questions {np.mean(rest):.3f} of {len(rest)}; macro-F1 of {len(pairs)} "
-        f"templates {macro_f1(pairs):.3f}",
+        f"templates {macro_f1(Counter(pairs)):.3f}",
         highlight=False,
     )
-
-
-def macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
-    """Over all kinds that occur, of pairs of what is right and what was found."""
-    right, found = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    both = Counter(a for a, b in pairs if a == b)
-    return float(np.mean([2 * both[kind] / (right[kind] + found[kind]) for kind in right]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from edge_runtime.prompts import learned, router  # noqa: E402
 
 from . import learn  # noqa: E402
-from .learn import ANY, LABELS, Ensemble, Text, macro_f1, read, threshold  # noqa: E402
+from .learn import ANY, LABELS, Ensemble, Text, read, threshold  # noqa: E402
+from .scoring import macro_f1  # noqa: E402
 
 ROWS: list[dict[str, Any]] = [
     {"text": "he cannot breathe and his lips are blue", "flags": ["breathing"], "split": "learn"},
@@ -81,4 +83,5 @@ def test_the_threshold_finds_the_share_that_was_asked_for(file: Path) -> None:
 
 
 def test_macro_f1_by_hand() -> None:
-    assert macro_f1([(0, 0), (0, 1), (1, 1), (2, 2)]) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    pairs = Counter([(0, 0), (0, 1), (1, 1), (2, 2)])
+    assert macro_f1(pairs) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)

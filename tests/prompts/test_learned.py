@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from edge_runtime.prompts import learned, red_flags
 from edge_runtime.prompts.router import TEMPLATES, Classified, classify
 
+from .scoring import macro_f1, matrix
+
 # Written by others than the rules and the texts that were learned, without a look at either, and used for
 # nothing but these numbers.
 ROWS = [
@@ -35,13 +37,8 @@ def flagged(rows: list[dict[str, Any]]) -> float:
     return sum(bool(of(row["text"]).flags) for row in rows) / len(rows)
 
 
-def f1(rows: list[dict[str, Any]]) -> float:
-    pairs = Counter((row["template"], of(row["text"]).template) for row in rows)
-    right, found = Counter[str](), Counter[str]()
-    for (a, b), n in pairs.items():
-        right[a] += n
-        found[b] += n
-    return sum(2 * pairs[t, t] / (right[t] + found[t]) for t in TEMPLATES) / len(TEMPLATES)
+def kinds(rows: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    return Counter((row["template"], of(row["text"]).template) for row in rows)
 
 
 def test_emergencies_are_found() -> None:
@@ -68,14 +65,16 @@ def test_no_language_is_left_behind(language: str) -> None:
 
     assert flagged(spoken(SOME)) >= 0.96
     assert flagged(spoken(NONE)) <= 0.25
-    assert f1(spoken(ASKED)) >= 0.85
+    assert macro_f1(kinds(spoken(ASKED))) >= 0.85
 
 
 def test_the_template_that_is_asked_for_is_found() -> None:
     audience = sum(of(row["text"]).audience == row["audience"] for row in ASKED) / len(ASKED)
     language = sum(of(row["text"]).language == row["language"] for row in ASKED) / len(ASKED)
-    print(f"{len(ASKED)} texts: macro-F1 {f1(ASKED):.3f}, audience {audience:.3f}, language {language:.3f}")
-    assert f1(ASKED) >= 0.9
+    found = kinds(ASKED)
+    print(f"{len(ASKED)} texts: macro-F1 {macro_f1(found):.3f}, audience {audience:.3f}")
+    print(matrix(found, TEMPLATES))
+    assert macro_f1(found) >= 0.9
     assert audience >= 0.95
     assert language >= 0.98
 

@@ -1,7 +1,7 @@
 """What a question asks for: labelled texts in four languages, then rules that hold for any text.
 
 Of `router.jsonl`, `tune` was looked at while the words were chosen. `test` was written before any of them;
-its errors have been seen. `unseen` was written after most: only its mistaken languages were looked at.
+its errors have been seen; the network has learned from both. `unseen` was written after most.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.prompts import red_flags, template
 from edge_runtime.prompts.router import FILE, LANGUAGES, TEMPLATES, Classified, _Router, classify
+
+from .scoring import macro_f1, matrix
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,23 +56,6 @@ def rows(split: str) -> list[Row]:
     return [row for row in ROWS if row.split == split]
 
 
-def f1(pairs: Counter[tuple[str, str]]) -> dict[str, float]:
-    """For each template, of counts by what is right and what was found."""
-    right = {name: sum(n for (a, _), n in pairs.items() if a == name) for name in TEMPLATES}
-    found = {name: sum(n for (_, b), n in pairs.items() if b == name) for name in TEMPLATES}
-    return {name: 2 * pairs[name, name] / max(1, right[name] + found[name]) for name in TEMPLATES}
-
-
-def matrix(pairs: Counter[tuple[str, str]]) -> str:
-    """A confusion matrix: a line for what is right, a column for what was found."""
-    scores = f1(pairs)
-    lines = [" " * 13 + "".join(f"{name[:5]:>6}" for name in TEMPLATES) + "    F1"]
-    for right in TEMPLATES:
-        counts = "".join(f"{pairs[right, found] or '.':>6}" for found in TEMPLATES)
-        lines.append(f"{right:13}{counts}{scores[right]:6.2f}")
-    return "\n".join(lines)
-
-
 # The labelled texts.
 
 
@@ -82,14 +67,13 @@ def test_each_template_is_asked_for_in_each_language(split: str, language: str) 
     assert len(rows("test")) >= 240
 
 
-# `test` shares author and manner with `tune`, so it flatters. `unseen` has fewer of the usual words and is
-# what to expect of new texts: 0.81 at first, 0.80 since an age in years no longer passes for a clinician's
-# voice.
-@pytest.mark.parametrize(("split", "least"), [("tune", 0.95), ("test", 0.95), ("unseen", 0.78)])
+# `test` shares author and manner with `tune`, so it flatters. `unseen` has fewer of the usual words; the
+# network has not learned from it. See test_learned for what to expect of new texts.
+@pytest.mark.parametrize(("split", "least"), [("tune", 0.95), ("test", 0.95), ("unseen", 0.84)])
 def test_the_template_is_found(split: str, least: float) -> None:
     pairs = Counter((row.template, of(row.text).template) for row in rows(split))
-    macro = sum(f1(pairs).values()) / len(TEMPLATES)
-    print(f"{split}: {len(rows(split))} texts, macro-F1 {macro:.3f}\n{matrix(pairs)}")
+    macro = macro_f1(pairs)
+    print(f"{split}: {len(rows(split))} texts, macro-F1 {macro:.3f}\n{matrix(pairs, TEMPLATES)}")
     assert macro >= least
 
 
