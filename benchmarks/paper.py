@@ -26,12 +26,13 @@ from edge_runtime.device.machine import default_threads
 from edge_runtime.device.memory import available_bytes
 from edge_runtime.errors import InvalidSetting, MedgeError
 from edge_runtime.models import gguf
+from edge_runtime.tables import rich_table
 
 from . import facts, shapes
 from .baselines import WARM_UP, Found, Task, prompt
 from .processes import MemorySampler, Server, free_port
 from .quiet import Watched
-from .savings import PAPER, RESULTS, Record, cost, parts, read, table
+from .savings import PAPER, RESULTS, Record, cost, parts, read
 
 CASES = ["256+128", "4000+96", "16288+96"]
 ALL: list[str] = []
@@ -296,7 +297,9 @@ def main(
         raise typer.Exit(1) from error
     console = Console()
     for name in dict.fromkeys(r["case"] for r in records):
-        console.print(table(cost(records, name)), table(parts(records, name)), sep="\n\n", end="\n\n")
+        console.print(
+            rich_table(cost(records, name)), rich_table(parts(records, name)), sep="\n\n", end="\n\n"
+        )
     if records[0]["synthetic"]:
         console.print(
             "The weights are synthetic: memory and speed are those of the real model, its text is noise."

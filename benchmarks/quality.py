@@ -22,6 +22,7 @@ from edge_runtime.errors import InvalidSetting, MedgeError
 from edge_runtime.exam import summary, tables
 from edge_runtime.exam.exam import Exam, Way
 from edge_runtime.exam.rows import QuestionFile, read
+from edge_runtime.tables import markdown_table
 
 from . import facts
 
@@ -86,13 +87,13 @@ def markdown(runs: Sequence[tuple[str, Sat]]) -> str:
     parts = []
     for name, sat in runs:
         parts.append(f"**{name}, by {sat.exam.by}**")
-        parts += [tables.markdown(made) for made in tables.tables(sat.report())]
+        parts += [markdown_table(made) for made in tables.tables(sat.report())]
     for way in WAYS:
         own = [(name, sat) for name, sat in runs if sat.exam.by == way]
         pairs = [(name, summary.against((a.header, a.lines), (b.header, b.lines)))
                  for (name, a), (_, b) in combinations(own, 2)]  # fmt: skip
         if pairs:
-            parts += [f"**McNemar's exact test, by {way}**", tables.markdown(tables.paired(pairs))]
+            parts += [f"**McNemar's exact test, by {way}**", markdown_table(tables.paired(pairs))]
     return "\n\n".join(parts)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from edge_runtime.errors import InvalidSetting
+from edge_runtime.tables import Rows
 
 RESULTS = Path(__file__).parent / "results" / "paper.jsonl"
 # arXiv 2505.00025: 64.7 % and 12.4 % less than the model that its own replaces. Which, it does not say.
@@ -48,14 +47,6 @@ def read(path: Path) -> list[Record]:
 
 def of_side(records: Sequence[Record], name: str, case: str, what: str) -> list[float]:
     return [r[what] for r in records if r["side"] == name and r["case"] == case and r.get(what) is not None]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table, for any form of it."""
-
-    columns: tuple[str, ...]
-    rows: list[list[str]]
 
 
 def sides(records: Sequence[Record]) -> list[str]:
@@ -107,12 +98,3 @@ def parts(records: Sequence[Record], case: str) -> Rows:
         known = [f"{found[part]:,.0f}" if part in found else "" for part in names]
         rows.append([name, *known, f"{total:,.0f}", f"{peak:,.0f}", f"{total / peak:.3f}"])
     return Rows(("MiB", *names, "sum", "peak", "sum / peak"), rows)
-
-
-def table(made: Rows) -> Table:
-    found = Table(box=None, pad_edge=False)
-    for i, column in enumerate(made.columns):
-        found.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in made.rows:
-        found.add_row(*row)
-    return found

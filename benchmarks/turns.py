@@ -22,11 +22,11 @@ from rich.console import Console
 
 from edge_runtime.errors import MedgeError, Unavailable
 from edge_runtime.models.embedded import prepare
+from edge_runtime.tables import rich_table
 
 from . import facts
 from .quiet import Watched
 from .report import turns_section
-from .savings import table
 from .serving import LLAMA_SERVER, Plan, Side
 
 RESULTS = Path(__file__).parent / "results" / "turns.jsonl"
@@ -159,7 +159,7 @@ def main(
     except (MedgeError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    Console().print(table(turns_section(records).made))
+    Console().print(rich_table(turns_section(records).made))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def evaluate(
     from ..exam.exam import Exam
     from ..exam.results import load
     from ..exam.rows import read
-    from ..exam.tables import rich_table, tables
+    from ..exam.tables import tables
+    from ..tables import rich_table
 
     written = {"template": template, "samples": samples, "seed": seed, "temperature": temperature,
                "max_tokens": max_tokens, "max_thinking_tokens": max_thinking_tokens}  # fmt: skip

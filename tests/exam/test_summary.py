@@ -11,6 +11,7 @@ from edge_runtime.exam import results, summary, tables
 from edge_runtime.exam.exam import Exam
 from edge_runtime.exam.rows import QuestionFile, Row
 from edge_runtime.exam.statistics import wilson
+from edge_runtime.tables import markdown_table, rich_table
 
 OPTIONS = {"A": "x", "B": "y", "C": "z", "D": "u"}
 
@@ -114,6 +115,6 @@ def test_tables_hold_what_was_found() -> None:
     report = summary.report(exam, *ran) | {"against": summary.against(ran, ran)}
     made = tables.tables(report)
     assert len(made) == 2 and all(len(row) == len(m.columns) for m in made for row in m.rows)
-    text = tables.markdown(made[0])
+    text = markdown_table(made[0])
     assert "| f[red].jsonl | 4 | 100.0 (51.0-100.0) | 0 | 0 | 100.0 | 100.0 |" in text
-    assert "m / m" in tables.markdown(made[1]) and tables.rich_table(made[0]).row_count == len(made[0].rows)
+    assert "m / m" in markdown_table(made[1]) and rich_table(made[0]).row_count == len(made[0].rows)
