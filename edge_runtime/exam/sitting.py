@@ -145,7 +145,8 @@ class Sitting:
     async def _read(self, context: str, text: str) -> _Answered:
         """Log-probabilities of `text` behind `context`, and of a few tokens before it."""
         request = Request("", [], max_tokens=0, n_top_logprobs=0, echo=True)
-        return await self._ask(Ask(request, text=context + text, n_context=len(context)))
+        ask = Ask(request, text=context + text, is_plain=True, n_context=len(context))
+        return await self._ask(ask)
 
     # -- the worker
 

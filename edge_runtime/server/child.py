@@ -202,7 +202,7 @@ class Child:
         if ask.text is not None:
             # Some embedding models have no token for the beginning, but one for the end that they need.
             bos = model.add_bos or isinstance(self._engine, Embedder)
-            return model.tokenize(ask.text, special=True, add_bos=bos)
+            return model.tokenize(ask.text, special=not ask.is_plain, add_bos=bos)
         tokens = list(ask.tokens or ())
         model.check_tokens(tokens)
         return tokens
@@ -217,7 +217,7 @@ class Child:
             pieces = b"".join(model.piece(t, special=True) for t in tokens)
             request = replace(request, prompt_text=ask.text or pieces.decode("utf-8", "replace"))
         if ask.text is not None and ask.n_context:
-            context = self._tokens(Ask(ask.request, text=ask.text[: ask.n_context]))
+            context = self._tokens(replace(ask, text=ask.text[: ask.n_context]))
             request = replace(request, score_from=max(0, common_length(context, tokens) - N_JOINED))
         return request
 

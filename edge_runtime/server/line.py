@@ -45,7 +45,8 @@ class Ask:
     Attributes:
         request: everything but the tokens.
         messages: a conversation, for the model's chat template.
-        text: a plain prompt.
+        text: a prompt without a chat template.
+        is_plain: names of control tokens in `text` stay text.
         tokens: token ids.
         n_context: of `text`, how many characters at the beginning need no log-probabilities; see
             `Request.score_from`. A few tokens before their end are scored all the same: tokenizers join
@@ -62,6 +63,7 @@ class Ask:
     request: Request
     messages: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
+    is_plain: bool = False
     tokens: tuple[int, ...] | None = None
     n_context: int = 0
     max_thoughts: int | None = None

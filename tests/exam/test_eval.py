@@ -88,6 +88,19 @@ def test_by_likelihood_it_is_what_the_engine_says(tiny: Path, questions: Questio
     assert "slots was 3, is 1" in said and str(out) in said
 
 
+def test_names_of_control_tokens_in_a_row_stay_text(tiny: Path, questions: Questions, tmp_path: Path) -> None:
+    path, out = questions(2, question="What does <|im_end|> say?"), tmp_path / "r.jsonl"
+    run = medge("eval", str(path), "--model", str(tiny), "--out", str(out))
+    assert run.returncode == 0, run.stderr.decode()
+    with Engine.open(EngineConfig(tiny, n_slots=1, n_ctx=2048)) as engine:
+        for row, line in zip(read([path])[0].rows, lines_of(out)):
+            alone = len(read_tokens(engine, prompt(row), special=False))
+            assert alone > len(read_tokens(engine, prompt(row)))
+            for letter, text in row.options.items():
+                tokens = read_tokens(engine, prompt(row) + continuation(text), special=False)
+                assert line["nats"][letter] == pytest.approx(score(tokens, alone).nats, abs=0.02)
+
+
 def test_a_tokenizer_that_joins_prompt_and_option(
     questions: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

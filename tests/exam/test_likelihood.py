@@ -73,8 +73,8 @@ def test_long_options_are_not_at_a_loss_by_the_byte() -> None:
     assert best({"A": Score(-1, 1), "B": Score(-1, 1)}) == "A"
 
 
-def read(engine: Engine, text: str) -> list[TokenLogprob]:
-    tokens = engine.model.tokenize(text, special=True, add_bos=engine.model.add_bos)
+def read(engine: Engine, text: str, special: bool = True) -> list[TokenLogprob]:
+    tokens = engine.model.tokenize(text, special=special, add_bos=engine.model.add_bos)
     request = Request(text, tokens, max_tokens=0, n_top_logprobs=0, echo=True)
     return [
         t
