@@ -73,7 +73,7 @@ class Reading:
     Attributes:
         net: which network read it.
         scores: log-odds by label.
-        known: whether it has learned any of the text's words.
+        known: how many of the text's words it has learned; a Chinese character is half of one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Reading:
     ) -> None:
         self.net, self._words, self._of, self._rows, self._weights = net, words, of, rows, weights
         self._summed = weights @ net.vectors(rows)
-        self.known = any(i >= 0 and _says(words[i]) for i in of)
+        self.known = sum(map(_says, {words[i] for i in of if i >= 0}))
         self.scores = dict(zip(net.labels, net.scores(self._summed).tolist()))
 
     def words(self, label: str, most: int = 3) -> tuple[str, ...]:
@@ -165,9 +165,11 @@ def network() -> Network:
     return Network(FILE)
 
 
-def _says(word: str) -> bool:
-    """Whether a word alone can mean something: numbers, signs and single letters do not."""
-    return word[0].isalpha() and (len(word) > 1 or word >= "\u3400")
+def _says(word: str) -> float:
+    """How much of a word it is: numbers, signs and single letters alone say nothing."""
+    if word >= "\u3400":
+        return 0.5
+    return float(word[0].isalpha() and len(word) > 1)
 
 
 def _number(typed: str) -> str:

@@ -474,7 +474,7 @@ class Rules:
                     break
 
     def _number(self, token: str) -> float | None:
-        return float(token.replace(",", ".")) if token[0].isdigit() else self._values.get(token)
+        return float(token.replace(",", ".")) if token[0].isdecimal() else self._values.get(token)
 
     def _contexts_at(self, tokens: Sequence[str], matches: Mapping[str, list[_Match]]) -> dict[str, set[int]]:
         """For each context the words that it rules."""

@@ -228,14 +228,15 @@ class _Router:
         hits = self._hits(text)
         sums = _sums(hits)
         reading = network().read(text.translate(self._simple), _hints(sums, flags))
-        lay = reading.known and reading.scores[LAY] > 0
+        lay = reading.known > 0 and reading.scores[LAY] > 0
         scores = {name: reading.scores[name] for name in TEMPLATES if name not in _NOT_FOR[lay]}
         template = max(scores, key=lambda name: scores[name])
         confidence = 1 / sum(exp(score - scores[template]) for score in scores.values())
         if not reading.known or confidence < self._table["least"]:
             template, confidence = "general", min(confidence, 1 / len(TEMPLATES))
         pleads = sums["patient"] - sums["clinician"] >= self._table["lay"]
-        if not flags and reading.known and reading.scores[ANY_FLAG] >= 0:
+        # "Fever" alone may be anything.
+        if not flags and reading.known >= 2 and reading.scores[ANY_FLAG] >= 0:
             odds = {label: x for label, x in reading.scores.items() if label.startswith(FLAG)}
             likely = max(odds, key=lambda label: odds[label])
             id = likely.removeprefix(FLAG) if odds[likely] > self._table["named"] else red_flags.UNCLEAR

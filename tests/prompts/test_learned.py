@@ -99,6 +99,11 @@ def test_thoughts_of_suicide_are_never_answered_with_an_if() -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["fever", "pain " * 100, "Headache?", "fièvre", "fiebre", "发烧", "头疼"])
+def test_one_word_is_no_emergency(text: str) -> None:
+    assert of(text).flags == ()
+
+
 def test_its_words_are_words_of_the_text() -> None:
     for row in ROWS[::5]:
         reading = learned.network().read(row["text"])
