@@ -18,7 +18,8 @@ class Repetition:
     """Looks for an end of the text that is one piece several times over, token by token the same.
 
     A circle of p tokens is noticed within max(MIN_TOKENS, MIN_ROUNDS * p) tokens of its beginning, so within
-    512 at most. Circles whose rounds differ, by a number that counts up for example, are not seen.
+    512 at most. Circles whose rounds differ are not seen: a number that counts up may as well be the days of
+    a dosing plan, which must not be cut. The limits of tokens end those.
     """
 
     def __init__(self) -> None:
